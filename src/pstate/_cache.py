@@ -1,0 +1,87 @@
+"""Compiled programs, by what they were compiled from.
+
+Programs belong to the *anchor*, the plain function at the heart of a callable, and to a key; the
+wrapper around it may be made anew on each call. What the anchor's closure, defaults and directly named
+globals are bound to is part of the key, by identity, so that a rebound name is never stale.
+
+Programs hold their anchor weakly, and the table holds the anchor weakly: both go together.
+"""
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+
+Entry = TypeVar("Entry")
+
+#: Programs kept per function; the oldest goes first.
+MAX_PROGRAMS = 256
+
+
+def bindings(function: Any) -> tuple[Any, ...]:
+    """What the names in a function are bound to, outside its own arguments.
+
+    >>> scale = 2.0
+    >>> bindings(lambda x: x * scale)[0]
+    2.0
+    """
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    bound: list[Any] = []
+    for cell in function.__closure__ or ():
+        try:
+            bound.append(cell.cell_contents)
+        except ValueError:  # the name is not bound yet
+            bound.append(None)
+    if function.__defaults__:
+        bound.extend(function.__defaults__)
+    if function.__kwdefaults__:
+        bound.extend(function.__kwdefaults__.values())
+    names = function.__globals__
+    bound.extend(names[name] for name in code.co_names if name in names)
+    return tuple(bound)
+
+
+class Programs:
+    """The programs of all functions, for one kind of transform."""
+
+    def __init__(self):
+        self._weak: weakref.WeakKeyDictionary[Any, OrderedDict[Any, Any]] = weakref.WeakKeyDictionary()
+        # Builtins and the like cannot be referred to weakly; they live as long as the process.
+        self._strong: dict[int, tuple[Any, OrderedDict[Any, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, anchor: Any, key: Hashable, make: Callable[[], Entry]) -> Entry:
+        """The program of a function for a key, made where there is none."""
+        bound = bindings(anchor)
+        full_key = (key, tuple(map(id, bound)))
+        try:
+            return self._of(anchor)[full_key][0]
+        except KeyError:
+            pass
+        made = make()
+        with self._lock:
+            programs = self._of(anchor)
+            if len(programs) >= MAX_PROGRAMS:
+                programs.popitem(last=False)
+            # The bound objects are kept alive, so that no other object gets their identity. The
+            # function itself may be among them (recursion), and must not be.
+            kept = tuple(x for x in bound if x is not anchor)
+            return programs.setdefault(full_key, (made, kept))[0]
+
+    def keys(self, anchor: Any) -> list[Any]:
+        """The keys of the programs that a function has."""
+        with self._lock:
+            return [key for key, _ in self._of(anchor)]
+
+    def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
+        try:
+            found = self._weak.get(anchor)
+            if found is None:
+                found = self._weak.setdefault(anchor, OrderedDict())
+            return found
+        except TypeError:
+            return self._strong.setdefault(id(anchor), (anchor, OrderedDict()))[1]

@@ -1,0 +1,53 @@
+"""The one place where pstate looks at JAX's version.
+
+Each branch says which JAX release will let it go.
+"""
+
+import threading
+from typing import Any
+
+import jax
+
+
+try:  # JAX 0.10 moved it; drop the fallback once the oldest supported JAX is 0.10.
+    from jax.extend.core import (  # pyright: ignore[reportAttributeAccessIssue]
+        get_opaque_trace_state as _get_opaque_trace_state,
+    )
+except ImportError:  # pragma: no cover
+    from jax.core import (  # pyright: ignore[reportAttributeAccessIssue]
+        get_opaque_trace_state as _get_opaque_trace_state,
+    )
+
+
+def current_trace() -> Any:
+    """An opaque token of the JAX trace that is running now.
+
+    Tokens are unhashable and compare equal exactly when they belong to the same trace; a call costs
+    about 0.3 us.
+    """
+    return _get_opaque_trace_state(convention="flax")
+
+
+def _token_of_a_fresh_thread() -> Any:
+    """The token of no trace at all.
+
+    A new thread runs under no trace, even where this module is first imported inside one.
+    """
+    tokens: list[Any] = []
+    thread = threading.Thread(target=lambda: tokens.append(current_trace()))
+    thread.start()
+    thread.join()
+    return tokens[0]
+
+
+_EAGER = _token_of_a_fresh_thread()
+
+
+def is_eager() -> bool:
+    """Whether no JAX trace is running: operations execute at once."""
+    return current_trace() == _EAGER
+
+
+def jit_is_disabled() -> bool:
+    """Whether the user asked for `jax.disable_jit()`."""
+    return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,91 @@
+"""What is known of a mapping's calls before any array is seen: options, structure, static leaves."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ._axes import Described, InPlan, plan_inputs
+from ._axis_spec import Rule
+from ._call import Signature
+from ._cell import Recording
+from ._leaves import operand_mask
+from ._record import Guard
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """The options of a mapping. `key` tells options apart by value."""
+
+    in_axes: Any
+    out_axes: Any
+    state_in: tuple[Rule, ...]
+    state_out: tuple[Rule, ...]
+    policy: str
+    axis_name: Any
+    axis_size: int | None
+    mapping_fn: Callable[..., Any]
+    mapping_kwargs: tuple[tuple[str, Any], ...]
+    infers: bool
+    key: Any
+
+
+#: Stands for the anchor among the static leaves of a program, which must not keep it alive.
+ANCHOR = object()
+
+
+def anchor_ref(anchor: Any) -> Callable[[], Any]:
+    """A weak reference, where there can be one."""
+    try:
+        return weakref.ref(anchor)
+    except TypeError:
+        return lambda: anchor
+
+
+@dataclasses.dataclass(eq=False)
+class Context:
+    """A mapping of one function, and calls of one structure.
+
+    `statics` lists the leaves that are no operands, with their indices.
+    """
+
+    options: Options
+    signature: Signature
+    statics: tuple[tuple[int, Any], ...]
+    anchor: Any
+    aliases: tuple[tuple[int, int], ...]
+    described: Described
+
+    def leaves(self, arrays: Sequence[Any]) -> list[Any]:
+        """All leaves of the call, from its operands."""
+        result = list(arrays)
+        for index, leaf in self.statics:
+            result.insert(index, self.anchor() if leaf is ANCHOR else leaf)
+        return result
+
+    def place(self, index: int) -> str:
+        signature = self.signature
+        return signature.place(signature.layout.slots[index].key_path, self.described.names)
+
+    def recording(self, leaves: Sequence[Any]) -> Recording:
+        """A recording for one lane. Filters and messages see the states as they came in."""
+        signature = self.signature
+        guard = Guard(
+            self.place,
+            signature.path,
+            lambda index: signature.layout.slots[index].state(leaves),
+            self.aliases,
+        )
+        return Recording(self.place, guard=guard, title=self.described.fn)
+
+    def plan(self, leaves: Sequence[Any]) -> InPlan:
+        options = self.options
+        return plan_inputs(
+            self.signature,
+            leaves,
+            operand_mask(leaves),
+            options.in_axes,
+            options.state_in,
+            options.axis_size,
+            self.described,
+        )

@@ -1,0 +1,59 @@
+"""Errors and warnings.
+
+Every message names the state and where it stands (`counter.count`, `args[1].layers[0].mean`), what
+was expected and what came, and code that is right. `docs/errors.md` shows each of them.
+"""
+
+import dataclasses
+
+
+class StateError(Exception):
+    """The base of every error that pstate raises about states."""
+
+
+class FrozenStateError(StateError, dataclasses.FrozenInstanceError):
+    """A state was written where nobody records the write, so that it would be lost."""
+
+
+class TraceScopeError(StateError, RuntimeError):
+    """A live state was used under a JAX trace, or in a thread, other than its recording's."""
+
+
+class CapturedStateError(StateError, RuntimeError):
+    """A compiled body read a state that did not come in through its arguments."""
+
+
+class AliasedStateError(StateError, ValueError):
+    """One state object stands at two places, and it was written."""
+
+
+class UninitializedStateError(StateError, ValueError):
+    """An empty state was read."""
+
+
+class BatchAxisError(StateError, ValueError):
+    """A batched write that no declared axis covers, or a declared axis that cannot hold."""
+
+
+class StateWarning(UserWarning):
+    """The base of every warning that pstate gives."""
+
+
+class CapturedStateWarning(StateWarning):
+    """An eager mapping read a state that is no argument, and therefore runs uncompiled."""
+
+
+class UnmatchedFilterWarning(StateWarning):
+    """A filter under an axis matches no state of the call; nearly always a typo."""
+
+
+class BatchAxisWarning(StateWarning):
+    """A state got a new axis that its next call will not know about."""
+
+
+class RecompilationWarning(StateWarning):
+    """A Python scalar keeps changing, and every new value is a new program."""
+
+
+class UnmatchedPathWarning(StateWarning):
+    """`update(..., strict=False)` found states without a value, or values without a state."""

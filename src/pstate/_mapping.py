@@ -1,0 +1,471 @@
+"""`StatefulMapping`: the core that all mappings share.
+
+A call is taken apart (`_call.py`), the program of its structure is found (`_cache.py`) or made
+(`_program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
+"""
+
+import dataclasses
+import functools as ft
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from ._axes import Described, first_argument_is_a_tree
+from ._axis_spec import parse_state_axes
+from ._cache import Programs
+from ._call import Call, Static, Writes, refuse_echo
+from ._callable import anchor_of, name_of
+from ._compat import is_eager, jit_is_disabled
+from ._context import ANCHOR, Options, anchor_ref
+from ._entry import Entry
+from ._errors import RecompilationWarning
+from ._explain import Explanation, notes_of
+from ._lane import run_lane
+from ._leaves import operand_mask, static_key
+from ._outputs import POLICIES
+from ._program import Meta, Program
+from ._transform import Transform, checked, code_of
+from ._typing import StateAxes
+
+
+_programs = Programs()
+
+#: How many values a Python number may take before a warning says that each is a program.
+_MANY_VALUES = 5
+
+
+class StatefulMapping(Transform):
+    """A function mapped over lanes, states included. What `vmap2` and `pmap2` return.
+
+    It is called like the function, with arguments that have an axis more where they are mapped. Called
+    eagerly it is compiled once for each signature and cached; under a trace, or `jax.disable_jit()`,
+    it is inlined.
+
+    **Arguments:**
+
+    - `fun`: a function, bound method, callable module, partial, or a transform of one.
+    - `in_axes`, `out_axes`: `jax.vmap`'s prefixes, or (`in_axes`) a dict by argument name. A bound
+        module is not counted and is broadcast. Keyword arguments are mapped over axis 0.
+    - `state_in_axes`, `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning
+        `{0: filter}`. `None` says the same for all lanes. In `state_out_axes` a callable in the place of
+        an axis takes the stacked lanes, with shape `(axis_size, ...)`, to one value.
+    - `unexpected_out_state_mapping`: what to do with a write that no axis is declared for and that
+        differs between lanes: `"raise"`, or give it a new axis 0 and `"warn"`, or `"ignore"`.
+    - `static_argnums`, `static_argnames`: arguments that are part of the program; they must be hashable.
+    - `axis_size`: the number of lanes; inferred from the mapped arrays where it is left out.
+    - `axis_name`: a name for `jax.lax.pmean` and its like.
+    - `name`: what messages and profiles call the function.
+    - `mapping_fn`: any function with `jax.vmap`'s keywords.
+    - `mapping_kwargs`: more keywords for it.
+
+    **Raises:** `ValueError` for an unknown policy, and, when called, for axes that do not fit the
+    arguments; `BatchAxisError` for states whose axes do not hold or are missing; `FrozenStateError`
+    where a state was written and nobody takes the new value; `TypeError` for an unhashable leaf that is
+    no array.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def step(counter, delta):
+        ...     counter["n"].value += delta
+        >>> mapped = ps.StatefulMapping(step)
+        >>> _, counter = ps.pure(mapped)({"n": ps.State(jnp.zeros(3))}, jnp.arange(3.0))
+        >>> counter["n"].value
+        Array([0., 1., 2.], dtype=float32)
+    """
+
+    fun: Callable[..., Any]
+    in_axes: Any = eqx.field(static=True)
+    out_axes: Any = eqx.field(static=True)
+    state_in_axes: Any = eqx.field(static=True)
+    state_out_axes: Any = eqx.field(static=True)
+    unexpected_out_state_mapping: str = eqx.field(static=True)
+    static_argnums: tuple[int, ...] = eqx.field(static=True)
+    static_argnames: tuple[str, ...] = eqx.field(static=True)
+    axis_size: int | None = eqx.field(static=True)
+    axis_name: Any = eqx.field(static=True)
+    name: str | None = eqx.field(static=True)
+    mapping_fn: Callable[..., Any] = eqx.field(static=True)
+    mapping_kwargs: dict[str, Any] = eqx.field(static=True)
+    _options: Options = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        state_in_axes: StateAxes = None,
+        state_out_axes: StateAxes = None,
+        unexpected_out_state_mapping: str = "raise",
+        static_argnums: int | Iterable[int] = (),
+        static_argnames: str | Iterable[str] = (),
+        axis_size: int | None = None,
+        axis_name: Any = None,
+        name: str | None = None,
+        mapping_fn: Callable[..., Any] = jax.vmap,
+        mapping_kwargs: Mapping[str, Any] | None = None,
+    ):
+        if unexpected_out_state_mapping not in POLICIES:
+            raise ValueError(
+                f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got "
+                f"{unexpected_out_state_mapping!r}. Write unexpected_out_state_mapping='raise'."
+            )
+        if axis_size is not None and (not isinstance(axis_size, int) or axis_size < 0):
+            raise ValueError(
+                f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. "
+                "Write axis_size=4."
+            )
+        self.fun = checked(fun)
+        self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+        self.out_axes = out_axes
+        self.state_in_axes = _as_dict(state_in_axes)
+        self.state_out_axes = _as_dict(state_out_axes)
+        self.unexpected_out_state_mapping = unexpected_out_state_mapping
+        self.static_argnums = _as_tuple(static_argnums, int)
+        self.static_argnames = _as_tuple(static_argnames, str)
+        self.axis_size = axis_size
+        self.axis_name = axis_name
+        self.name = name
+        self.mapping_fn = mapping_fn
+        self.mapping_kwargs = dict(mapping_kwargs or {})
+        self._options = self._parsed()
+
+    def _parsed(self) -> Options:
+        engine = self.mapping_fn
+        while isinstance(engine, ft.partial):
+            engine = engine.func
+        rules_in = parse_state_axes(self.state_in_axes, "state_in_axes")
+        rules_out = parse_state_axes(self.state_out_axes, "state_out_axes", reducers=True)
+        kwargs = tuple(sorted(self.mapping_kwargs.items()))
+        return Options(
+            in_axes=self.in_axes,
+            out_axes=self.out_axes,
+            state_in=rules_in,
+            state_out=rules_out,
+            policy=self.unexpected_out_state_mapping,
+            axis_name=self.axis_name,
+            axis_size=self.axis_size,
+            mapping_fn=self.mapping_fn,
+            mapping_kwargs=kwargs,
+            infers=engine is jax.vmap,
+            key=(
+                _prefix_key(self.in_axes),
+                _prefix_key(self.out_axes),
+                rules_in,
+                rules_out,
+                self.unexpected_out_state_mapping,
+                self.axis_name,
+                self.axis_size,
+                _mapping_key(self.mapping_fn),
+                kwargs,
+                self.name,
+            ),
+        )
+
+    @property
+    def origin_fun(self) -> Callable[..., Any]:
+        """The callable that is mapped."""
+        return self.fun
+
+    # Calling ------------------------------------------------------------------------------------
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if self.static_argnums or self.static_argnames:
+            args, kwargs = self._with_statics(args, kwargs)
+        return Call(self.fun, args, kwargs)
+
+    def _with_statics(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        n = len(args)
+        for number in self.static_argnums:
+            if not -n <= number < n:
+                raise ValueError(
+                    f"static_argnums={self.static_argnums} counts the arguments that the caller "
+                    f"passes, and {n} were passed to {self._code()}: positions {list(range(n))}. Write "
+                    f"static_argnums={max(n - 1, 0)}."
+                )
+        positions = {number % n for number in self.static_argnums}
+        args = tuple(_static(a, f"args[{i}]") if i in positions else a for i, a in enumerate(args))
+        kwargs = {k: _static(v, k) if k in self.static_argnames else v for k, v in kwargs.items()}
+        return args, kwargs
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        mask = operand_mask(call.leaves)
+        operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
+        if is_eager() and not jit_is_disabled():
+            arrays, meta = self._entry(call, mask).run(operands)
+        else:
+            arrays, meta = self._program(call, mask)(*operands)
+        return _finish(call, arrays, meta, threaded, self._code)
+
+    def _program(self, call: Call, mask: list[bool]) -> Program:
+        anchor = anchor_of(self.fun)
+        statics = tuple(
+            (i, ANCHOR if leaf is anchor else leaf)
+            for i, (leaf, is_operand) in enumerate(zip(call.leaves, mask, strict=True))
+            if not is_operand
+        )
+        described = Described(
+            tuple(call.names),
+            self._code(),
+            not call.signature.has_carrier and first_argument_is_a_tree(call.args),
+        )
+        return Program(
+            self._options, call.signature, statics, anchor_ref(anchor), call.aliases, described
+        )
+
+    def _entry(self, call: Call, mask: list[bool]) -> "Entry":
+        anchor = anchor_of(self.fun)
+        statics = self._static_keys(call, mask, anchor)
+        key = (self._options.key, call.treedef, statics, call.aliases)
+
+        def make() -> Entry:
+            self._warn_of_recompilation(call, anchor, statics)
+            return Entry(self._program(call, mask), self.name or self.__name__)
+
+        return _programs.get(anchor, key, make)
+
+    def _static_keys(self, call: Call, mask: list[bool], anchor: Any) -> tuple[Any, ...]:
+        keys: list[Any] = []
+        for i, is_operand in enumerate(mask):
+            if is_operand or call.leaves[i] is anchor:
+                continue
+            try:
+                keys.append((i, static_key(call.leaves[i])))
+            except TypeError:
+                place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
+                leaf = call.leaves[i]
+                raise TypeError(
+                    f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so that "
+                    f"{self._code()} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
+                    "jnp.asarray(...), or something hashable."
+                ) from None
+        return tuple(keys)
+
+    def _warn_of_recompilation(self, call: Call, anchor: Any, statics: tuple[Any, ...]) -> None:
+        """Warn once for a number that keeps changing: each new value is a new program."""
+        others = [key[0] for key in _programs.keys(anchor)]
+        same = [k[2] for k in others if k[:2] == (self._options.key, call.treedef)]
+        for position, (index, key) in enumerate(statics):
+            if key[0] not in (int, float, complex):
+                continue
+            rest = statics[:position] + statics[position + 1 :]
+            values = {s[position] for s in same if s[:position] + s[position + 1 :] == rest}
+            if len(values) != _MANY_VALUES - 1:
+                continue
+            place = call.signature.place(call.signature.layout.key_path_of_leaf[index], call.names)
+            warnings.warn(
+                f"`{place}` is a Python number and has had {_MANY_VALUES} values: {self._code()} "
+                "compiled a program for each, since what is no array is part of the program. Pass an "
+                f"array: jnp.asarray({call.leaves[index]!r}).",
+                RecompilationWarning,
+                stacklevel=6,
+            )
+
+    # Looking ------------------------------------------------------------------------------------
+
+    def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> "CacheKey":
+        """The signature of a call: its structure, static leaves, and the shapes of its arrays.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+
+        **Returns:** a hashable key, equal for calls that share a compiled program.
+        """
+        call = self._call(args, kwargs)
+        mask = operand_mask(call.leaves)
+        avals = tuple(_aval(leaf) for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one)
+        statics = self._static_keys(call, mask, anchor_of(self.fun))
+        return CacheKey(call.treedef, statics, avals, self._entry(call, mask))
+
+    def get_jaxpr_by_cache(self, key: "CacheKey") -> Any:
+        """The program that belongs to a key of `get_arg_cache_key`.
+
+        **Returns:** a `jax.core.ClosedJaxpr` whose inputs are the arrays of the call, in order, and
+        whose outputs are the arrays of the output and then of the written states. A call that ran
+        already is not traced again.
+        """
+        return key.entry.jitted.trace(*key.avals).jaxpr
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """What the mapping decides for a call, as a table: nothing is computed.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+
+        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks.
+
+        !!! example
+
+            >>> import jax.numpy as jnp
+            >>> import pstate as ps
+            >>> mapped = ps.vmap2(lambda s, x: s.value + x, in_axes=(None, 0))
+            >>> print(mapped.explain(ps.ParamState(1.0), jnp.ones(3)))
+            ps.vmap2(f, in_axes=(None, 0)), 3 lanes
+            place  kind        per lane  in      use   out     because
+            ---------------------------------------------------------------
+            s      ParamState  f32[]     shared  read  shared  in_axes=None
+            x      array       f32[]     0                     in_axes=0
+            ---------------------------------------------------------------
+            12 bytes mapped, 4 bytes broadcast
+        """
+        call = self._call(args, kwargs)
+        mask = operand_mask(call.leaves)
+        program = self._program(call, mask)
+        operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the notes of the table say it
+            _, meta = jax.eval_shape(program, *map(_aval, operands))
+        options = self._options
+        layout = call.signature.layout
+        states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
+        notes = notes_of(options.state_in, options.state_out, states)
+        return Explanation(self._code(), meta.axis_size, tuple(meta.rows), notes)
+
+    def lane(self, index: int) -> "Lane":
+        """One lane, run eagerly and without the others: for `print` and `pdb`.
+
+        Calling it with the arguments of a call gives the lane's output, with the values and draws that
+        lane `index` has in the mapping. States that it writes hold the lane's values and come back
+        through `pstate.pure(mapped.lane(i))(...)`; they are not written back otherwise. Collectives
+        over `axis_name` have no meaning in a single lane.
+
+        **Raises:** `IndexError`, when called, for a lane that is not there.
+        """
+        return Lane(self.fun, self, index)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """The program of a call, lowered: a `jax.stages.Lowered`.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        """
+        key = self.get_arg_cache_key(*args, **kwargs)
+        return key.entry.jitted.lower(*key.avals)
+
+    def _code(self) -> str:
+        shown = code_of(self.fun) if self.name is None else self.name
+        options = [
+            f"{name}={_code_of_option(value)}"
+            for name, value, default in (
+                ("in_axes", self.in_axes, 0),
+                ("out_axes", self.out_axes, 0),
+                ("state_in_axes", self.state_in_axes, {}),
+                ("state_out_axes", self.state_out_axes, {}),
+                ("axis_size", self.axis_size, None),
+                ("axis_name", self.axis_name, None),
+            )
+            if not _same(value, default)
+        ]
+        return f"ps.{self._maker()}({', '.join([shown, *options])})"
+
+    def _maker(self) -> str:
+        return "vmap2" if self._options.infers else "StatefulMapping"
+
+
+class Lane(Transform):
+    """One lane of a mapping; see `StatefulMapping.lane`."""
+
+    fun: Callable[..., Any]
+    mapping: StatefulMapping = eqx.field(static=True)
+    index: int = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out, _ = self._apply(self._call(args, kwargs))
+        return out
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self.mapping._call(args, kwargs)
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        program = self.mapping._program(call, operand_mask(call.leaves))
+        run = run_lane(program, call.leaves, self.index)
+        if threaded:
+            refuse_echo(call, run.echoed, self._code())
+        return run.out, run.writes
+
+    def _code(self) -> str:
+        return f"{self.mapping._code()}.lane({self.index})"
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheKey:
+    """The signature of a call of a mapping."""
+
+    treedef: Any
+    statics: tuple[Any, ...]
+    avals: tuple[jax.ShapeDtypeStruct, ...]
+    entry: Any = dataclasses.field(repr=False)
+
+
+def _finish(
+    call: Call, arrays: list[Any], meta: Meta, threaded: bool, code: Callable[[], str]
+) -> tuple[Any, Writes]:
+    out, writes, soft = meta.result(arrays)
+    if meta.echoed:
+        live = tuple(e for e in meta.echoed if threaded or call.states[e[0]]._cell is not None)
+        refuse_echo(call, live, code())
+    if soft and not threaded:
+        # The lanes only read these keys. Where nobody threads them there is nothing to advance.
+        values = {
+            i: v for i, v in writes.values.items() if i not in soft or call.states[i]._cell is not None
+        }
+        writes = Writes(values, writes.drawn)
+    return out, writes
+
+
+def _static(value: Any, place: str) -> Static:
+    try:
+        return Static(value)
+    except TypeError:
+        raise TypeError(
+            f"`{place}` is static and therefore part of the program, so it must be hashable; got "
+            f"{value!r} of type {type(value).__name__}. Pass a tuple for a list, or take it out of "
+            "static_argnums=(...)."
+        ) from None
+
+
+def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.eval_shape(lambda x: x, leaf)
+
+
+def _as_dict(spec: Any) -> dict[Any, Any]:
+    if spec is None:
+        return {}
+    return dict(spec) if isinstance(spec, Mapping) else {0: spec}
+
+
+def _as_tuple(value: Any, single: type) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, single) else tuple(value)
+
+
+def _prefix_key(prefix: Any) -> Any:
+    leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
+    return tuple(leaves), treedef
+
+
+def _mapping_key(mapping_fn: Any) -> Any:
+    # A partial made anew on each call is the same mapping function.
+    if isinstance(mapping_fn, ft.partial):
+        keywords = tuple(sorted(mapping_fn.keywords.items()))
+        return _mapping_key(mapping_fn.func), mapping_fn.args, keywords
+    return mapping_fn
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and value == default
+
+
+def _code_of_option(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = (f"{_code_of_option(k)}: {_code_of_option(v)}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, type):
+        own = value.__module__.partition(".")[0] == "pstate"
+        return f"ps.{value.__name__}" if own else value.__name__
+    if callable(value) and hasattr(value, "__name__"):
+        return name_of(value)
+    return repr(value)

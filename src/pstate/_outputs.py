@@ -1,0 +1,299 @@
+"""What leaves a lane, and along which axis.
+
+A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
+came in on; else, where the lanes agree on the value, without an axis; else as the policy says. States
+that stand in the output take `state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._axes import InPlan, Input, spread_out_axes
+from ._axis_spec import Rule
+from ._call import Run
+from ._context import Context
+from ._errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
+from ._lanes import which_differ
+from ._layout import Slot
+from ._leaves import operand_mask
+from ._paths import Path, to_path, to_place
+from ._state import NonBatchState, State, is_state
+
+
+#: What to do with an undeclared write that differs between lanes.
+POLICIES = ("raise", "warn", "ignore")
+
+#: Stands for an array among the leaves of an output.
+NEXT = object()
+
+
+@dataclasses.dataclass
+class Leaving:
+    """An array that leaves a lane.
+
+    `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
+    says who declared the value to be the same in all lanes; `undeclared`, what to say if nobody
+    declared anything and the lanes differ. A `reducer` takes the stacked lanes to one value.
+    """
+
+    value: Any
+    axis: int | None
+    reason: str
+    same_by: str = ""
+    undeclared: str = ""
+    reducer: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass
+class Written:
+    """A state that goes back.
+
+    `kept`: it goes back with what the split of its key left, not with a lane's value. `soft`: the lanes
+    only read it.
+    """
+
+    index: int
+    treedef: Any
+    leaves: list[Leaving]
+    reason: str
+    kept: bool = False
+    soft: bool = False
+
+    @property
+    def axis(self) -> Any:
+        """The axis for people to read."""
+        if not self.leaves:
+            return None
+        return "reduced" if self.leaves[0].reducer is not None else self.leaves[0].axis
+
+
+class Outputs:
+    """What leaves the lanes: the arrays of the output, and the written states."""
+
+    def __init__(
+        self,
+        program: Context,
+        leaves: Sequence[Any],
+        plan: InPlan,
+        run: Run,
+        split: frozenset[int],
+    ):
+        self._program = program
+        self._options = program.options
+        self._signature = program.signature
+        self._leaves = leaves
+        self._plan = plan
+        self._run = run
+        self._split = split
+        self._matched: set[Rule] = set()
+        self.leaving, self.out_leaves, self.out_treedef = self._output()
+        self.written = [self._state(index) for index in sorted(set(run.writes.values) | split)]
+
+    def settle(self, reference: Any) -> None:
+        """Decide what depends on whether the lanes agree, and warn of what looks like a slip.
+
+        **Raises:** `BatchAxisError` where a value differs between lanes and was declared the same, or
+        was not declared at all and the policy is `"raise"`; `ValueError` where it is an output.
+        """
+        leaving = self.leaving + [leaf for state in self.written for leaf in state.leaves]
+        asked = [leaf for leaf in leaving if leaf.same_by or leaf.undeclared]
+        if self._options.infers:
+            differ = which_differ(reference, [leaf.value for leaf in asked])
+        else:
+            # Nothing is known about an unknown mapping function: what nobody declared is refused, and
+            # what was declared is left for that function to check.
+            differ = [bool(leaf.undeclared) for leaf in asked]
+        for leaf, differs in zip(asked, differ, strict=True):
+            if differs:
+                self._differs(leaf)
+        self._warn_of_growth()
+        self._warn_of_unmatched()
+
+    def _differs(self, leaf: Leaving) -> None:
+        if leaf.same_by:
+            raise BatchAxisError(
+                f"{leaf.same_by} says that it is the same in all lanes, and the value differs between "
+                "lanes. Reduce it in the function, with axis_name='batch' and "
+                "value = jax.lax.pmean(value, 'batch'); or give it an axis: 0 instead of None."
+            )
+        if self._options.policy == "raise":
+            raise BatchAxisError(leaf.undeclared)
+        leaf.axis = 0
+        leaf.reason = f"policy {self._options.policy!r}"
+        if self._options.policy == "warn":
+            warnings.warn(leaf.undeclared, BatchAxisWarning, stacklevel=2)
+
+    # The output -----------------------------------------------------------------------------------
+
+    def _output(self) -> tuple[list[Leaving], list[Any], Any]:
+        out = self._run.out
+        leaves, treedef = jtu.tree_flatten(out)
+        axes = iter(spread_out_axes(out, self._options.out_axes))
+        candidates: list[Leaving] = []
+        for key_path, item in jtu.tree_flatten_with_path(out, is_leaf=is_state)[0]:
+            place = to_place("out", key_path)
+            if isinstance(item, State):
+                rule = self._match(to_path(key_path), item)
+                for leaf in jtu.tree_leaves(item):
+                    candidates.append(self._state_in_output(leaf, next(axes), rule, item, place))
+            else:
+                candidates.append(_by_out_axes(item, next(axes), place))
+        configuration = _inside_modules(out)
+        arrays = operand_mask(leaves)
+        for i, leaf in enumerate(leaves):
+            is_number = isinstance(leaf, bool | int | float | complex)
+            if arrays[i] or (is_number and i not in configuration):
+                leaves[i] = NEXT
+        leaving = [c for c, leaf in zip(candidates, leaves, strict=True) if leaf is NEXT]
+        return leaving, leaves, treedef
+
+    def _state_in_output(
+        self, leaf: Any, axis: int | None, rule: Rule | None, state: State, place: str
+    ) -> Leaving:
+        place = f"{place} ({type(state).__name__})"
+        if rule is not None:
+            return _by_rule(leaf, rule, place)
+        if isinstance(state, NonBatchState):
+            return Leaving(leaf, None, "NonBatchState", same_by=f"The kind of `{place}`")
+        return _by_out_axes(leaf, axis, place)
+
+    # States that were written ---------------------------------------------------------------------
+
+    def _state(self, index: int) -> Written:
+        slot = self._signature.layout.slots[index]
+        place = f"{self._program.place(index)} ({slot.kind.__name__})"
+        rule = self._match(self._signature.path(index), slot.state(self._leaves))
+        soft = index not in self._run.writes.values
+        drawn = index in self._split and (soft or index in self._run.writes.drawn)
+        if soft or (drawn and (rule is None or rule.is_none)):
+            # Whatever lanes draw, the state keeps keys[0]. A key that lanes only read has been split
+            # all the same, and must not be used again.
+            return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
+        leaves, treedef = jtu.tree_flatten(self._run.writes.values[index])
+        came = self._plan.of(slot)
+        if rule is not None:
+            return Written(index, treedef, [_by_rule(leaf, rule, place) for leaf in leaves], f"{rule}")
+        if came is not None and came.axis is not None:
+            reason = "as it came in"
+            axes = self._axes_in(slot, treedef)
+            leaving = [
+                _checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+            return Written(index, treedef, leaving, reason)
+        message = self._undeclared_message(slot, came)
+        reason = "the same in all lanes"
+        leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
+        return Written(index, treedef, leaving, reason)
+
+    def _axes_in(self, slot: Slot, treedef: Any) -> list[int | None]:
+        axes = [given.axis for given in self._plan.leaves[slot.start : slot.stop]]
+        return axes if treedef == slot.treedef else [axes[0]] * treedef.num_leaves
+
+    def _match(self, path: Path, state: State) -> Rule | None:
+        for rule in self._options.state_out:
+            if rule.predicate(path, state):
+                self._matched.add(rule)
+                return rule
+        return None
+
+    def _undeclared_message(self, slot: Slot, came: Input | None) -> str:
+        kind = f"ps.{slot.kind.__name__}"
+        how = f"without an axis ({came.reason})" if came is not None else "empty"
+        known = "differs" if self._options.infers else "may differ"
+        return (
+            f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in {how} and was written "
+            f"with a value that {known} between lanes, and no axis is declared for it. Give each lane "
+            f"its own, with a leading axis of {self._plan.axis_size}: state_in_axes={{0: {kind}}}; or "
+            f"stack the lanes' values into it: state_out_axes={{0: {kind}}}; or reduce them: "
+            f"state_out_axes={{ft.partial(jnp.mean, axis=0): {kind}}}."
+        )
+
+    # Slips ----------------------------------------------------------------------------------------
+
+    def _warn_of_growth(self) -> None:
+        if self._options.policy == "ignore":
+            return
+        for written in self.written:
+            slot = self._signature.layout.slots[written.index]
+            came = self._plan.of(slot)
+            if came is None or came.axis is not None or came.split or not written.leaves:
+                continue
+            leaf = written.leaves[0]
+            if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
+                continue
+            warnings.warn(
+                f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
+                f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
+                "axis on each call. Declare how it comes in: "
+                f"state_in_axes={{{leaf.axis}: ps.{slot.kind.__name__}}}.",
+                BatchAxisWarning,
+                stacklevel=2,
+            )
+
+    def _warn_of_unmatched(self) -> None:
+        slots = self._signature.layout.slots
+        came = [(self._signature.path(s.index), s.state(self._leaves)) for s in slots]
+        made = [
+            (to_path(key_path), item)
+            for key_path, item in jtu.tree_flatten_with_path(self._run.out, is_leaf=is_state)[0]
+            if isinstance(item, State)
+        ]
+        for name, rules, states in (
+            ("state_in_axes", self._options.state_in, came),
+            ("state_out_axes", self._options.state_out, came + made),
+        ):
+            for rule in rules:
+                if rule.wants_a_match and not any(rule.predicate(*each) for each in states):
+                    kinds = sorted({type(state).__name__ for _, state in states})
+                    warnings.warn(
+                        f"{name}={rule} of {self._program.described.fn} matches no state of the call, "
+                        f"which has {'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. "
+                        "Leave the filter out, or name one that is there.",
+                        UnmatchedFilterWarning,
+                        stacklevel=2,
+                    )
+
+
+def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
+    if axis is None:
+        return Leaving(leaf, None, "out_axes=None", same_by=f"out_axes=None for `{place}`")
+    return _checked(leaf, axis, f"out_axes={axis}", place)
+
+
+def _by_rule(leaf: Any, rule: Rule, place: str) -> Leaving:
+    if rule.reducer is not None:
+        return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
+    if rule.axis is None:
+        same_by = f"state_out_axes={rule} for `{place}`"
+        return Leaving(leaf, None, f"state_out_axes={rule}", same_by=same_by)
+    return _checked(leaf, rule.axis, f"state_out_axes={rule}", place)
+
+
+def _checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
+    shape = tuple(jnp.shape(leaf))
+    if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
+        raise BatchAxisError(
+            f"`{place}` leaves along axis {axis} ({reason}), and a lane's value has shape {shape}: "
+            "there is no such axis to put the lanes on. Choose one from "
+            f"{-len(shape) - 1} to {len(shape)}, by state_out_axes for a state and by out_axes for an "
+            "output."
+        )
+    return Leaving(leaf, axis, reason)
+
+
+def _inside_modules(out: Any) -> set[int]:
+    """The leaves that stand in a module: numbers there are its configuration and stay numbers."""
+    indices: set[int] = set()
+    position = 0
+    for item in jtu.tree_leaves(out, is_leaf=lambda x: isinstance(x, eqx.Module)):
+        n = len(jtu.tree_leaves(item))
+        if isinstance(item, eqx.Module):
+            indices |= set(range(position, position + n))
+        position += n
+    return indices

@@ -1,0 +1,172 @@
+"""`pure`: the border between stateful functions and pure ones.
+
+`pure(f)(model, x)` runs `f` with live states and returns `(out, model)`. Around a transform it runs
+the transform itself on the leaves of the call, without making anything live in between.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+
+from ._call import Call, Writes, refuse_echo, run_body
+from ._cell import Recording
+from ._errors import FrozenStateError
+from ._record import Guard
+from ._transform import Transform, checked, code_of
+from ._typing import Filter
+from .filter import to_predicate
+
+
+class Pure(Transform):
+    """What `pure` returns: an ordinary function of pytrees."""
+
+    fun: Callable[..., Any]
+    argnums: int | tuple[int, ...] | None = eqx.field(static=True)
+    writes: Filter = eqx.field(static=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inner = self.fun
+        call = inner._call(args, kwargs) if isinstance(inner, Transform) else self._call(args, kwargs)
+        carriers = self._carriers(call)
+        guard = _Contract(call, carriers, self.writes)
+        if isinstance(inner, Transform):
+            out, writes = inner._apply(call, threaded=True)
+            for index in writes.values:
+                guard.check(index)
+        else:
+            out, writes = self._run(call, guard)
+        updated = tuple(
+            call.updated_carrier(writes) if c is None else call.updated_argument(c, writes)
+            for c in carriers
+        )
+        return out, updated if isinstance(self.argnums, tuple) else updated[0]
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        # A transform around `pure` rebuilds it in its body and calls it there.
+        raise AssertionError("`pure` calls what it wraps; nothing applies it")
+
+    def _run(self, call: Call, guard: "_Contract") -> tuple[Any, Writes]:
+        recording = Recording(call.place, guard=lambda cell: guard.check(cell.index), title=self._code())
+        run = run_body(call.treedef, call.leaves, recording)
+        refuse_echo(call, run.echoed, code_of(self.fun))
+        return run.out, run.writes
+
+    def _carriers(self, call: Call) -> tuple[int | None, ...]:
+        """What is given back: positions of arguments, and `None` for the carrier of the callable."""
+        bound = (None,) if call.signature.has_carrier else ()
+        if self.argnums is None:
+            if not bound and not call.args:
+                raise TypeError(
+                    f"pure({code_of(self.fun)}) threads the states of argument 0, and no positional "
+                    f"argument was passed. Pass the tree with the states first: "
+                    f"out, tree = ps.pure({code_of(self.fun)})(tree)."
+                )
+            return bound or (0,)
+        single = isinstance(self.argnums, int)
+        positions = (self.argnums,) if isinstance(self.argnums, int) else self.argnums
+        n = len(call.args)
+        for position in positions:
+            if not -n <= position < n:
+                raise ValueError(
+                    f"argnums={self.argnums} of pure({code_of(self.fun)}) counts the arguments that "
+                    f"the caller passes, and {n} were passed: positions {list(range(n))}. Write "
+                    f"argnums={tuple(range(n))[:1] or 'None'}."
+                )
+        positions = tuple(position % n for position in positions)
+        return positions if single else (*bound, *positions)
+
+    def _code(self) -> str:
+        return f"ps.pure({code_of(self.fun)})"
+
+
+class _Contract:
+    """Which states of a call may be written: those of the carriers, within `writes`."""
+
+    def __init__(self, call: Call, carriers: tuple[int | None, ...], writes: Filter):
+        self._call = call
+        self._carriers = carriers
+        self._guard: Guard = call.guard(writes)
+
+    def check(self, index: int) -> None:
+        """Raise if the state of this index may not be written."""
+        self._guard.check(index)
+        call = self._call
+        signature = call.signature
+        group, which = signature.argument(signature.layout.slots[index].key_path)
+        if (None if group == 0 else which) in self._carriers and group != 2:
+            return
+        kind = type(call.states[index]).__name__
+        start = f"`{call.place(index)}` ({kind}) was written, but "
+        if group == 2:
+            raise FrozenStateError(
+                f"{start}it came in the keyword argument {which!r}, which `pure` does not give back. "
+                f"Pass it by position and count it in argnums: argnums=({len(call.args)},)."
+            )
+        if group == 0:
+            raise FrozenStateError(
+                f"{start}an integer argnums gives back that argument alone. A tuple gives back the "
+                f"bound module too, first: argnums=({self._carriers[0]},)."
+            )
+        given = tuple(sorted({c for c in self._carriers if c is not None} | {which}))
+        raise FrozenStateError(
+            f"{start}argument {which} is not among those that `pure` gives back. Count it: "
+            f"argnums={given}."
+        )
+
+
+def pure(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    argnums: int | tuple[int, ...] | None = None,
+    writes: Filter = ...,
+) -> Any:
+    """A pure function of pytrees from a function that writes states.
+
+    `pure(f)(model, x)` returns `(out, model)`: what `f` returns, and the argument whose states it
+    wrote, with the new values. Nothing that was passed is changed, and what was not written comes
+    back as the very same arrays. The result is an ordinary function, which `jax.jit`, `jax.vmap`,
+    `eqx.filter_jit` and `diffrax` take. Usable as a decorator, with options and without.
+
+    **Arguments:**
+
+    - `fn`: a function, bound method, callable module, partial, or a transform of one.
+    - `argnums`: which positional arguments are given back, as the caller counts them. By default the
+        module of a bound method, a callable module, a partial that holds states; else argument 0. A
+        tuple gives a tuple, the bound module (if any) first.
+    - `writes`: a filter, as a contract: which states may be written.
+
+    **Returns:** a function with the arguments of `fn` that returns `(out, updated)`.
+
+    **Raises:** `FrozenStateError` for a write to a state in an argument outside `argnums`, in a keyword
+    argument, or outside `writes`; `AliasedStateError` for a write to a state that stands at two
+    places, and where a state that is given back also stands in the output.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def step(counter, delta):
+        ...     counter["n"].value += delta
+        ...     return counter["n"].value * 10
+        >>> counter = {"n": ps.State(1)}
+        >>> out, counter = ps.pure(step)(counter, 2)
+        >>> out.item(), counter["n"].value.item()
+        (30, 3)
+    """
+    if isinstance(argnums, list):
+        argnums = tuple(argnums)
+    to_predicate(writes)
+    if fn is None:
+        return lambda fn: pure(fn, argnums=argnums, writes=writes)
+    if isinstance(fn, Pure):
+        raise TypeError(
+            f"{code_of(fn)} is pure already: it returns (out, tree) and writes nothing. Call it as "
+            "it is."
+        )
+    return Pure(checked(fn), argnums, _hashable(writes))
+
+
+def _hashable(writes: Filter) -> Any:
+    return writes if writes is ... else to_predicate(writes)

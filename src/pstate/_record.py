@@ -1,0 +1,182 @@
+"""Recordings as a context: `record`, `freeze`, `written`.
+
+`record(tree)` gives a live copy of the tree; writes go into the copy's cells. `freeze` gives the
+immutable result, and `written` what changed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import jax.tree_util as jtu
+
+from ._cell import Cell, Deferred, Recording
+from ._errors import AliasedStateError, FrozenStateError
+from ._layout import Layout, find_aliases, layout_of
+from ._paths import Path, snake_case, to_path, to_place
+from ._state import State, collect, is_state, thaw, unflatten_frozen
+from ._typing import Filter, PyTree
+from .filter import to_predicate
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What a recording refuses: writes to aliased states, and writes outside a contract.
+
+    `place_of` and `path_of` tell where the state of an index stands, in messages and to filters.
+    """
+
+    place_of: Callable[[int], str]
+    path_of: Callable[[int], Path]
+    state_of: Callable[[int], State]
+    aliases: tuple[tuple[int, int], ...] = ()
+    writes: Filter = ...
+
+    def __call__(self, cell: Cell) -> None:
+        self.check(cell.index)
+
+    def check(self, index: int) -> None:
+        """Raise if the state of this index may not be written."""
+        for pair in self.aliases:
+            if index in pair:
+                raise AliasedStateError(alias_message(*map(self.place_of, pair)))
+        if self.writes is ...:
+            return
+        if not to_predicate(self.writes)(self.path_of(index), self.state_of(index)):
+            kind = type(self.state_of(index)).__name__
+            raise FrozenStateError(
+                f"`{self.place_of(index)}` ({kind}) was written, which the contract "
+                f"writes={to_predicate(self.writes)!r} does not allow. Allow it: "
+                f"writes=(..., ps.{kind}), or do not write it."
+            )
+
+
+def alias_message(first: str, second: str) -> str:
+    """What to say of one state object at two places."""
+    return (
+        f"`{first}` and `{second}` are one state object at two places, and it was written: each place "
+        "would get a value of its own and the sharing be lost. Give each place its own state, "
+        "or share on purpose: eqx.nn.Shared(tree, where, get)."
+    )
+
+
+class record(Generic[T]):  # noqa: N801 (used like a function)
+    """A context in which the states of a tree are live.
+
+    **Arguments:**
+
+    - `tree`: any pytree with states. It is never changed.
+    - `writes`: a filter, as a contract: which states may be written.
+
+    **Returns:** a context manager that yields a live copy of `tree`. `pstate.freeze` makes the
+    immutable result of it, inside the context and after.
+
+    **Raises:** `AliasedStateError` when a state that stands at two places of `tree` is written;
+    `FrozenStateError` for a write that `writes` does not allow, for one after the context ended, and,
+    when the context ends, for a container that was edited in place and not written back.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> tree = {"count": ps.State(1)}
+        >>> with ps.record(tree) as live:
+        ...     live["count"].value += 1
+        >>> ps.freeze(live)["count"].value.item(), tree["count"].value.item()
+        (2, 1)
+    """
+
+    def __init__(self, tree: T, writes: Filter = ...):
+        to_predicate(writes)
+        self._tree = tree
+        self._writes = writes
+        self._recording: Recording | None = None
+
+    def __enter__(self) -> T:
+        tree, root = self._tree, root_name(self._tree)
+        leaves, treedef, states = collect(tree)
+
+        def layout() -> Layout:
+            return layout_of(treedef)
+
+        def place_of(index: int) -> str:
+            return to_place(root, layout().slots[index].key_path)
+
+        guard = Guard(
+            place_of,
+            lambda index: to_path(layout().slots[index].key_path),
+            lambda index: states[index],
+            find_aliases(states),
+            self._writes,
+        )
+        self._recording = Recording(place_of, guard=guard, original=tree, title=f"ps.record({root})")
+        return thaw(treedef, leaves, self._recording)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        assert self._recording is not None
+        self._recording.close(check=error is None)
+
+
+def root_name(tree: Any) -> str:
+    """What code would call a tree: its class in lower case, or `tree` for a bare container."""
+    if isinstance(tree, list | tuple | dict | State):
+        return "tree"
+    return snake_case(type(tree).__name__)
+
+
+def freeze(live: PyTree) -> PyTree:
+    """The immutable tree of what a live tree holds now.
+
+    **Arguments:**
+
+    - `live`: any pytree. States that are frozen already stay as they are.
+
+    **Returns:** the tree with frozen states. A tree in which nothing was written comes back as the
+    very tree that was recorded.
+    """
+    _, _, states = collect(live)
+    if not any(s._cell is not None or type(s._tag) is not tuple for s in states):
+        if any(type(s._child) is Deferred for s in states):
+            jtu.tree_leaves(live)  # computes what was deferred
+        return live
+    leaves, treedef = jtu.tree_flatten(live)
+    original = _original(states)
+    if original is not None:
+        original_leaves, original_treedef = jtu.tree_flatten(original)
+        if original_treedef == treedef and all(
+            a is b for a, b in zip(leaves, original_leaves, strict=True)
+        ):
+            return original
+    return unflatten_frozen(treedef, leaves)
+
+
+def _original(states: list[State]) -> Any:
+    """The tree that was recorded, if its states were frozen and none of them was written."""
+    cells = [s._cell for s in states]
+    if any(cell is None or cell.written for cell in cells):
+        return None
+    original = cells[0].recording.original  # pyright: ignore[reportOptionalMemberAccess]
+    _, _, original_states = collect(original)
+    frozen = all(s._cell is None and type(s._tag) is tuple for s in original_states)
+    return original if frozen and original_states else None
+
+
+def written(live: PyTree) -> dict[Path, Any]:
+    """What was written into a live tree: `{path: new value}`, which `pstate.update` takes.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> with ps.record({"a": ps.State(1), "b": ps.State(2)}) as live:
+        ...     live["b"].value += 1
+        >>> {path: value.item() for path, value in ps.written(live).items()}
+        {('b',): 3}
+    """
+    flat, _ = jtu.tree_flatten_with_path(live, is_leaf=is_state)
+    return {
+        to_path(key_path): state._peek()
+        for key_path, state in flat
+        if isinstance(state, State) and state._cell is not None and state._cell.written
+    }

@@ -1,0 +1,446 @@
+"""`State` and its kinds.
+
+A state is a pytree node with one child (its value) and static tags. It is *frozen*, which is the
+normal case, or *live*: then it shares a cell with a recording, which takes its writes (`_cell.py`).
+
+Invariants:
+
+- `tree_unflatten` validates nothing: JAX and Equinox put placeholders into trees.
+- An empty state's child is `None`, so it has no leaves and otherwise the structure of a filled one.
+- A copy made by flattening and unflattening is live only where its child is the cell's own value.
+"""
+
+import functools as ft
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import jax
+import jax.core
+import jax.tree_util as jtu
+import wadler_lindig as wl
+
+from ._cell import Cell, Deferred, Link, Recording, local
+from ._errors import FrozenStateError, UninitializedStateError
+from ._typing import annotation
+from ._value import as_value, copy, short_dtype
+
+
+V = TypeVar("V")
+S = TypeVar("S", bound="State")
+Tag = str | Iterable[str]
+
+_VALUE_KEY = jtu.GetAttrKey("value")
+_new = object.__new__
+
+
+class State(Generic[V]):
+    """One value of a model that calls may change.
+
+    States are immutable. Inside `pstate.record` or a function run by `pstate.pure` they are live:
+    assigning to `.value` is recorded, and the new value comes back in the returned tree.
+
+    Subclasses are kinds, by which filters select: `class Membrane(ps.HiddenState): ...`.
+
+    **Arguments:**
+
+    - `value`: any pytree of arrays. Python numbers and NumPy arrays become strongly typed JAX
+        arrays; containers are copied. Left out (or `None`), the state is declared but empty.
+    - `tag`: a string, or several, by which filters may select the state.
+
+    **Raises:** `TypeError` for a value that is no pytree of arrays.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> state = ps.State(jnp.zeros(3), tag="trace")
+        >>> state
+        State(f32[3], tag='trace')
+        >>> state.replace(jnp.ones(2)).value
+        Array([1., 1.], dtype=float32)
+    """
+
+    __slots__ = ("__weakref__", "_cell", "_child", "_tag")
+
+    _cell: Cell | None
+    _child: Any
+    _tag: tuple[str, ...]
+
+    def __init__(self, value: V | None = None, *, tag: Tag = ()):
+        if isinstance(value, State):
+            raise TypeError(
+                f"A state cannot hold a state; got {value!r}. Take its value: "
+                f"ps.{type(self).__name__}(other.value)."
+            )
+        tags = _as_tags(tag)
+        for catcher in local.catchers:
+            tags += tuple(t for t in catcher.tags if t not in tags)
+        _set_child(self, self._as_value(value, None))
+        _set_cell(self, None)
+        _set_tag(self, tags)
+        for catcher in local.catchers:
+            catcher.states.append(self)
+        if local.watch is not None:
+            local.watch.born.append(self)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        _register(cls)
+
+    if not TYPE_CHECKING:
+        # To a type checker `State[V]` is generic; at run time `State[hint]` is an annotation that
+        # jaxtyping and beartype check.
+        def __class_getitem__(cls, hint: Any) -> Any:
+            return cls if isinstance(hint, TypeVar) else annotation(cls, hint)
+
+    @property
+    def value(self) -> V:
+        """The value: any pytree of arrays. A container is a copy.
+
+        **Raises:** `UninitializedStateError` where the state is empty. Assigning raises
+        `FrozenStateError` outside a recording, and `TraceScopeError` under a trace or in a thread
+        other than the recording's.
+        """
+        cell = self._cell
+        if cell is None:
+            value = self._peek()
+            if local.watch is not None:
+                _watch_read(self, value)
+            value = copy(value)
+        else:
+            if local.watch is not None and cell.recording.watch is not local.watch:
+                _watch_read(self, cell.get())
+            value = cell.hand_out()
+        if value is None:
+            raise UninitializedStateError(_empty_message(self))
+        return value
+
+    @value.setter
+    def value(self, value: V) -> None:
+        cell = self._cell
+        if cell is None:
+            raise FrozenStateError(_frozen_message(self))
+        cell.check_writable(type(self).__name__)
+        cell.put(self._as_value(value, cell.value))
+
+    @property
+    def tag(self) -> tuple[str, ...]:
+        """The tags. Static: they are part of the tree's structure."""
+        return tuple(self._tag)
+
+    def replace(self: S, value: Any) -> S:
+        """A new frozen state of the same kind and tags, with another value."""
+        state = make_frozen(type(self), self.tag, self._as_value(value, self._peek()))
+        if local.watch is not None:
+            local.watch.born.append(state)
+        return state
+
+    def _as_value(self, value: Any, old: Any) -> Any:
+        """What the state keeps of a value it is given; `old` is the value before."""
+        return as_value(value, old)
+
+    def _peek(self) -> Any:
+        """The value as it stands, `None` where empty, without any check or copy."""
+        cell = self._cell
+        if cell is not None:
+            return cell.get()
+        if type(self._child) is Deferred:
+            _set_child(self, self._child.get())
+        return self._child
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "value":
+            raise FrozenStateError(
+                f"`{type(self).__name__}` has one attribute to write, `value`; got {name!r}. Static "
+                f"facts belong into the tag: ps.{type(self).__name__}(value, tag=...)."
+            )
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenStateError(
+            f"Attribute {name!r} of `{type(self).__name__}` cannot be deleted. An empty state is "
+            f"made by ps.{type(self).__name__}()."
+        )
+
+    def __reduce__(self) -> Any:
+        return make_frozen, (type(self), self.tag, self._peek())
+
+    def __copy__(self: S) -> S:
+        return make_frozen(type(self), self.tag, copy(self._peek()))
+
+    def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
+        cell = self._cell
+        child = self._child if cell is None else cell.value
+        if type(child) is Deferred:
+            parts: list[wl.AbstractDoc] = [wl.TextDoc("<not drawn yet>")]
+        else:
+            parts = [] if child is None else [wl.pdoc(child, **kwargs)]
+        if self.tag:
+            shown = self.tag[0] if len(self.tag) == 1 else self.tag
+            parts.append(wl.TextDoc("tag=") + wl.pdoc(shown, **kwargs))
+        return wl.bracketed(
+            begin=wl.TextDoc(type(self).__name__ + "("),
+            docs=parts,
+            sep=wl.comma,
+            end=wl.TextDoc(")"),
+            indent=kwargs.get("indent", 2),
+        )
+
+    def __repr__(self) -> str:
+        return wl.pformat(self, custom=_shown_array, width=100)
+
+
+def _shown_array(value: Any) -> Any:
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return wl.array_summary(value.shape, short_dtype(value.dtype), None)
+    return None
+
+
+_set_child = State.__dict__["_child"].__set__
+_set_cell = State.__dict__["_cell"].__set__
+_set_tag = State.__dict__["_tag"].__set__
+
+
+def _as_tags(tag: Tag) -> tuple[str, ...]:
+    tags = (tag,) if isinstance(tag, str) else tuple(dict.fromkeys(tag))
+    if not all(isinstance(t, str) for t in tags):
+        raise TypeError(f"A tag is a string, or several; got {tag!r}. Write tag='name'.")
+    return tags
+
+
+def make_frozen(cls: type, tag: tuple[str, ...], child: Any) -> Any:
+    """A frozen state, without looking at the child."""
+    state = _new(cls)
+    _set_child(state, child)
+    _set_cell(state, None)
+    _set_tag(state, tag)
+    return state
+
+
+def _live(cls: type, recording: Recording, tag: tuple[str, ...], child: Any) -> Any:
+    state = _new(cls)
+    _set_child(state, None)
+    _set_cell(state, Cell(child, tag, recording))
+    _set_tag(state, tag)
+    return state
+
+
+# A state as a pytree node --------------------------------------------------------------------------
+
+
+def _flatten(state: State) -> tuple[tuple[Any], tuple[str, ...]]:
+    cell = state._cell
+    collected = local.collected
+    if collected is not None:
+        # Whoever collects takes deferred values as they are and keeps them deferred.
+        collected.append(state)
+        if cell is None:
+            return (state._child,), state._tag
+        return (cell.value,), cell.link
+    if cell is None:
+        return (state._peek(),), state._tag
+    return (cell.get(),), cell.link
+
+
+def _flatten_with_keys(state: State) -> tuple[Any, tuple[str, ...]]:
+    (child,), tag = _flatten(state)
+    return ((_VALUE_KEY, child),), tag
+
+
+def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
+    (child,) = children
+    rebuild = local.rebuild
+    if rebuild is not None:
+        return rebuild(cls, tag, child)
+    state = _new(cls)
+    _set_child(state, child)
+    _set_tag(state, tag)
+    if type(tag) is tuple:
+        _set_cell(state, None)
+    else:
+        cell = tag.cell()  # pyright: ignore[reportAttributeAccessIssue]
+        _set_cell(state, cell if cell is not None and child is cell.value else None)
+    return state
+
+
+def _register(cls: type) -> None:
+    jtu.register_pytree_with_keys(
+        cls, _flatten_with_keys, ft.partial(_unflatten, cls), flatten_func=_flatten
+    )
+
+
+_register(State)
+
+
+# Kinds ---------------------------------------------------------------------------------------------
+
+
+class ShortTermState(State[V]):
+    """A state that a sequence starts afresh: membrane potentials, hidden vectors, counters."""
+
+    __slots__ = ()
+
+
+class LongTermState(State[V]):
+    """A state that outlives sequences: weights, running statistics."""
+
+    __slots__ = ()
+
+
+class HiddenState(ShortTermState[V]):
+    """The hidden state of a recurrent or spiking network."""
+
+    __slots__ = ()
+
+
+class ParamState(LongTermState[V]):
+    """A trainable parameter; what `pstate.filter.Trainable` selects."""
+
+    __slots__ = ()
+
+
+class BatchState(LongTermState[V]):
+    """A statistic of a batch, such as the running mean of a normalisation."""
+
+    __slots__ = ()
+
+
+class NonBatchState(State[V]):
+    """A state that mappings never batch: the same for all lanes."""
+
+    __slots__ = ()
+
+
+# Trees of states -----------------------------------------------------------------------------------
+
+
+def is_state(x: Any) -> bool:
+    """Whether `x` is a state. Meant for `is_leaf=`."""
+    return isinstance(x, State)
+
+
+def collect(tree: Any) -> tuple[list[Any], Any, list[State]]:
+    """Flatten `tree`: its leaves, its structure, and the state objects in it, in order.
+
+    Deferred values are leaves here.
+    """
+    outer, local.collected = local.collected, []
+    try:
+        leaves, treedef = jtu.tree_flatten(tree)
+        return leaves, treedef, local.collected
+    finally:
+        local.collected = outer
+
+
+@contextmanager
+def _rebuilding(rebuild: Any) -> Iterator[None]:
+    outer, local.rebuild = local.rebuild, rebuild
+    try:
+        yield
+    finally:
+        local.rebuild = outer
+
+
+def thaw(treedef: Any, leaves: Iterable[Any], recording: Recording) -> Any:
+    """Build a tree whose states are live in `recording`, in the order in which they are flattened."""
+
+    def live(cls: type, tag: tuple[str, ...], child: Any) -> Any:
+        return _live(cls, recording, tuple(tag), child)
+
+    with _rebuilding(live):
+        return treedef.unflatten(leaves)
+
+
+def _rebuild_frozen(cls: type, tag: tuple[str, ...], child: Any) -> Any:
+    return make_frozen(cls, tuple(tag), child)
+
+
+def unflatten_frozen(treedef: Any, leaves: Iterable[Any]) -> Any:
+    """Build a tree whose states are frozen, whatever tree the structure came from."""
+    with _rebuilding(_rebuild_frozen):
+        return treedef.unflatten(leaves)
+
+
+class catch_new_states:  # noqa: N801 (used like a function)
+    """A context manager that collects the states created inside it.
+
+    **Arguments:**
+
+    - `tag`: a tag, or several, which the states created inside get besides their own.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> with ps.catch_new_states("fresh") as states:
+        ...     a = ps.State(1.0)
+        >>> states
+        [State(f32[], tag='fresh')]
+        >>> states[0] is a
+        True
+    """
+
+    def __init__(self, tag: Tag | None = None):
+        self.tags = _as_tags(() if tag is None else tag)
+        self.states: list[State] = []
+
+    def __enter__(self) -> list[State]:
+        local.catchers = (*local.catchers, self)
+        return self.states
+
+    def __exit__(self, *exc: Any) -> None:
+        local.catchers = tuple(c for c in local.catchers if c is not self)
+
+
+# Messages and watching -----------------------------------------------------------------------------
+
+
+def describe(state: State) -> str:
+    """A state in an error message: where it stands, if it knows, and what it is."""
+    cell = _origin(state)
+    return f"`{cell.place}` ({type(state).__name__})" if cell is not None else f"`{state!r}`"
+
+
+def _origin(state: State) -> Cell | None:
+    if state._cell is not None:
+        return state._cell
+    return state._tag.cell() if isinstance(state._tag, Link) else None
+
+
+def _frozen_message(state: State) -> str:
+    if _origin(state) is not None:
+        return (
+            f"{describe(state)} was written through a changed copy of its live tree (by "
+            "jax.tree.map, a raw transform, or eqx.tree_at), so the write would be lost. Write to "
+            "the live tree itself, or record the copy:\n"
+            "    out, copied = ps.pure(f)(copied)"
+        )
+    return (
+        f"{describe(state)} was written outside a recording, so the write would be lost. States "
+        "are written in a function that `pure` runs, which gives the changed tree back:\n"
+        "    out, tree = ps.pure(f)(tree, x)\n"
+        "or inside a recording of the tree that holds it, through the live copy:\n"
+        "    with ps.record(tree) as live:\n"
+        "        live.count.value += 1\n"
+        "    tree = ps.freeze(live)"
+    )
+
+
+def _empty_message(state: State) -> str:
+    return (
+        f"{describe(state)} is empty and was read. Fill it first, in init_state or by "
+        f"tree = ps.update(tree, {{path: value}}). Trees masked by eqx.partition, eqx.filter, optax or "
+        "gradients hold empty states too: combine them first, eqx.combine(dynamic, static)."
+    )
+
+
+def _watch_read(state: State, value: Any) -> None:
+    """Note a concrete value that a body being compiled read without having received it."""
+    watch = local.watch
+    assert watch is not None
+    concrete = any(
+        isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        for leaf in jtu.tree_leaves(value)
+    )
+    if concrete and watch.captured is None and not any(s is state for s in watch.born):
+        watch.captured = state

@@ -19,6 +19,7 @@ from ._axis_spec import parse_state_axes
 from ._cache import Programs
 from ._call import Call, Static, Writes, refuse_echo
 from ._callable import anchor_of, name_of
+from ._cell import Deferred
 from ._compat import is_eager, jit_is_disabled
 from ._context import ANCHOR, Options, anchor_ref
 from ._entry import Entry
@@ -199,6 +200,7 @@ class StatefulMapping(Transform):
         mask = operand_mask(call.leaves)
         operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
         if is_eager() and not jit_is_disabled():
+            operands = [x.get() if type(x) is Deferred else x for x in operands]
             arrays, meta = self._entry(call, mask).run(operands)
         else:
             arrays, meta = self._program(call, mask)(*operands)
@@ -319,7 +321,7 @@ class StatefulMapping(Transform):
         operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes of the table say it
-            _, meta = jax.eval_shape(program, *map(_aval, operands))
+            _, meta = jax.eval_shape(program.explained, *map(_aval, operands))
         options = self._options
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
@@ -336,7 +338,7 @@ class StatefulMapping(Transform):
 
         **Raises:** `IndexError`, when called, for a lane that is not there.
         """
-        return Lane(self.fun, self, index)
+        return Lane(self, index)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """The program of a call, lowered: a `jax.stages.Lowered`.
@@ -369,8 +371,7 @@ class StatefulMapping(Transform):
 class Lane(Transform):
     """One lane of a mapping; see `StatefulMapping.lane`."""
 
-    fun: Callable[..., Any]
-    mapping: StatefulMapping = eqx.field(static=True)
+    fun: StatefulMapping
     index: int = eqx.field(static=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -378,17 +379,17 @@ class Lane(Transform):
         return out
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self.mapping._call(args, kwargs)
+        return self.fun._call(args, kwargs)
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        program = self.mapping._program(call, operand_mask(call.leaves))
+        program = self.fun._program(call, operand_mask(call.leaves))
         run = run_lane(program, call.leaves, self.index)
         if threaded:
             refuse_echo(call, run.echoed, self._code())
         return run.out, run.writes
 
     def _code(self) -> str:
-        return f"{self.mapping._code()}.lane({self.index})"
+        return f"{self.fun._code()}.lane({self.index})"
 
 
 @dataclasses.dataclass(frozen=True)

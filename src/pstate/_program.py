@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._axes import InPlan
-from ._call import Writes, run_body
+from ._call import Run, Writes, run_body
 from ._cell import Deferred
 from ._context import Context
 from ._errors import AliasedStateError
@@ -31,7 +31,7 @@ class Meta:
     It is a pytree without leaves, so that it travels through `jax.jit` in the structure of the output.
     `out_leaves` has `NEXT` for each leaf that is the next array, and the leaf itself where it is
     static. `writes` lists `(slot, structure, count, soft)`; a soft write is one that the lanes did not
-    make themselves.
+    make themselves. `rows` is empty unless they were asked for.
     """
 
     out_treedef: Any
@@ -40,7 +40,6 @@ class Meta:
     echoed: tuple[tuple[int, str], ...]
     rows: list[Row]
     axis_size: int
-
     drawn: frozenset[int]
 
     def result(self, arrays: Sequence[Any]) -> tuple[Any, Writes, set[int]]:
@@ -66,6 +65,11 @@ class Program(Context):
         leaves = self.leaves(arrays)
         return _Mapped(self, leaves, self.plan(leaves)).run()
 
+    def explained(self, *arrays: Any) -> tuple[list[Any], Meta]:
+        """The same, with the rows of `explain`, which a usual run would build for nothing."""
+        leaves = self.leaves(arrays)
+        return _Mapped(self, leaves, self.plan(leaves), wants_rows=True).run()
+
 
 #: Where a key stands that lanes split: outside the groups.
 _OUTSIDE = -1
@@ -74,8 +78,9 @@ _OUTSIDE = -1
 class _Mapped:
     """One run of a program."""
 
-    def __init__(self, program: Program, leaves: list[Any], plan: InPlan):
+    def __init__(self, program: Program, leaves: list[Any], plan: InPlan, wants_rows: bool = False):
         self.program = program
+        self.wants_rows = wants_rows
         self.options = program.options
         self.signature = program.signature
         self.leaves = leaves
@@ -152,11 +157,15 @@ class _Mapped:
             outputs.out_leaves,
             [(w.index, w.treedef, len(w.leaves) or int(w.kept), w.soft) for w in outputs.written],
             run.echoed,
-            rows_of(self.signature, self.program.described, self.leaves, self.plan, run, outputs),
+            self._rows(run, outputs) if self.wants_rows else [],
             self.plan.axis_size,
             frozenset(w.index for w in outputs.written if w.kept) | run.writes.drawn,
         )
         return groups
+
+    def _rows(self, run: Run, outputs: Outputs) -> list[Row]:
+        described = self.program.described
+        return rows_of(self.signature, described, self.leaves, self.plan, run, outputs)
 
     def _lane_key(self, reference: Any, index: int, key: Any) -> Deferred:
         def keep(first: Any) -> None:

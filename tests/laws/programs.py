@@ -1,0 +1,47 @@
+"""Programs as data: which primitives a function traces to, and how they nest."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def program(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The program of `fn`: a sorted tuple of `(primitive, programs inside)` of what is used.
+
+    Sorted, because the order of independent equations means nothing.
+    """
+    arrays, rest = eqx.partition((args, kwargs), eqx.is_array)
+
+    def flat(arrays: Any) -> Any:
+        args, kwargs = eqx.combine(arrays, rest)
+        return eqx.filter(fn(*args, **kwargs), eqx.is_array)
+
+    return _program(_without_unused(jax.make_jaxpr(flat)(arrays).jaxpr))
+
+
+def _without_unused(jaxpr: Jaxpr) -> list[Any]:
+    needed = {id(v) for v in jaxpr.outvars}
+    used = []
+    for eqn in reversed(jaxpr.eqns):
+        if any(id(v) in needed for v in eqn.outvars) or not eqn.outvars:
+            used.append(eqn)
+            needed |= {id(v) for v in eqn.invars}
+    return used
+
+
+def _program(eqns: list[Any]) -> tuple[Any, ...]:
+    return tuple(sorted((eqn.primitive.name, _inside(eqn)) for eqn in eqns))
+
+
+def _inside(eqn: Any) -> tuple[Any, ...]:
+    found = []
+    for param in eqn.params.values():
+        for item in param if isinstance(param, tuple | list) else (param,):
+            if isinstance(item, ClosedJaxpr):
+                item = item.jaxpr
+            if isinstance(item, Jaxpr):
+                found.append(_program(_without_unused(item)))
+    return tuple(found)

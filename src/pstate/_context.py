@@ -6,28 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._axes import Described, InPlan, plan_inputs
-from ._axis_spec import Rule
 from ._call import Signature
 from ._cell import Recording
 from ._leaves import operand_mask
+from ._options import Options
 from ._record import Guard
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Options:
-    """The options of a mapping. `key` tells options apart by value."""
-
-    in_axes: Any
-    out_axes: Any
-    state_in: tuple[Rule, ...]
-    state_out: tuple[Rule, ...]
-    policy: str
-    axis_name: Any
-    axis_size: int | None
-    mapping_fn: Callable[..., Any]
-    mapping_kwargs: tuple[tuple[str, Any], ...]
-    infers: bool
-    key: Any
 
 
 #: Stands for the anchor among the static leaves of a program, which must not keep it alive.
@@ -85,7 +68,7 @@ class Context:
             leaves,
             operand_mask(leaves),
             options.in_axes,
-            options.state_in,
+            options.rules_in,
             options.axis_size,
             self.described,
         )

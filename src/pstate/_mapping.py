@@ -5,29 +5,26 @@ A call is taken apart (`_call.py`), the program of its structure is found (`_cac
 """
 
 import dataclasses
-import functools as ft
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.tree_util as jtu
 
 from ._axes import Described, first_argument_is_a_tree
-from ._axis_spec import parse_state_axes
 from ._cache import Programs
 from ._call import Call, Static, Writes, refuse_echo
-from ._callable import anchor_of, name_of
+from ._callable import anchor_of
 from ._cell import Deferred
 from ._compat import is_eager, jit_is_disabled
-from ._context import ANCHOR, Options, anchor_ref
+from ._context import ANCHOR, anchor_ref
 from ._entry import Entry
 from ._errors import RecompilationWarning
 from ._explain import Explanation, notes_of
 from ._lane import run_lane
 from ._leaves import operand_mask, static_key
-from ._outputs import POLICIES
+from ._options import Options, make_options
 from ._program import Meta, Program
 from ._transform import Transform, checked, code_of
 from ._typing import StateAxes
@@ -81,19 +78,7 @@ class StatefulMapping(Transform):
     """
 
     fun: Callable[..., Any]
-    in_axes: Any = eqx.field(static=True)
-    out_axes: Any = eqx.field(static=True)
-    state_in_axes: Any = eqx.field(static=True)
-    state_out_axes: Any = eqx.field(static=True)
-    unexpected_out_state_mapping: str = eqx.field(static=True)
-    static_argnums: tuple[int, ...] = eqx.field(static=True)
-    static_argnames: tuple[str, ...] = eqx.field(static=True)
-    axis_size: int | None = eqx.field(static=True)
-    axis_name: Any = eqx.field(static=True)
-    name: str | None = eqx.field(static=True)
-    mapping_fn: Callable[..., Any] = eqx.field(static=True)
-    mapping_kwargs: dict[str, Any] = eqx.field(static=True)
-    _options: Options = eqx.field(static=True, repr=False)
+    options: Options = eqx.field(static=True)
 
     def __init__(
         self,
@@ -111,61 +96,20 @@ class StatefulMapping(Transform):
         mapping_fn: Callable[..., Any] = jax.vmap,
         mapping_kwargs: Mapping[str, Any] | None = None,
     ):
-        if unexpected_out_state_mapping not in POLICIES:
-            raise ValueError(
-                f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got "
-                f"{unexpected_out_state_mapping!r}. Write unexpected_out_state_mapping='raise'."
-            )
-        if axis_size is not None and (not isinstance(axis_size, int) or axis_size < 0):
-            raise ValueError(
-                f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. "
-                "Write axis_size=4."
-            )
         self.fun = checked(fun)
-        self.in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
-        self.out_axes = out_axes
-        self.state_in_axes = _as_dict(state_in_axes)
-        self.state_out_axes = _as_dict(state_out_axes)
-        self.unexpected_out_state_mapping = unexpected_out_state_mapping
-        self.static_argnums = _as_tuple(static_argnums, int)
-        self.static_argnames = _as_tuple(static_argnames, str)
-        self.axis_size = axis_size
-        self.axis_name = axis_name
-        self.name = name
-        self.mapping_fn = mapping_fn
-        self.mapping_kwargs = dict(mapping_kwargs or {})
-        self._options = self._parsed()
-
-    def _parsed(self) -> Options:
-        engine = self.mapping_fn
-        while isinstance(engine, ft.partial):
-            engine = engine.func
-        rules_in = parse_state_axes(self.state_in_axes, "state_in_axes")
-        rules_out = parse_state_axes(self.state_out_axes, "state_out_axes", reducers=True)
-        kwargs = tuple(sorted(self.mapping_kwargs.items()))
-        return Options(
-            in_axes=self.in_axes,
-            out_axes=self.out_axes,
-            state_in=rules_in,
-            state_out=rules_out,
-            policy=self.unexpected_out_state_mapping,
-            axis_name=self.axis_name,
-            axis_size=self.axis_size,
-            mapping_fn=self.mapping_fn,
-            mapping_kwargs=kwargs,
-            infers=engine is jax.vmap,
-            key=(
-                _prefix_key(self.in_axes),
-                _prefix_key(self.out_axes),
-                rules_in,
-                rules_out,
-                self.unexpected_out_state_mapping,
-                self.axis_name,
-                self.axis_size,
-                _mapping_key(self.mapping_fn),
-                kwargs,
-                self.name,
-            ),
+        self.options = make_options(
+            in_axes=in_axes,
+            out_axes=out_axes,
+            state_in_axes=state_in_axes,
+            state_out_axes=state_out_axes,
+            policy=unexpected_out_state_mapping,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            axis_size=axis_size,
+            axis_name=axis_name,
+            name=name,
+            mapping_fn=mapping_fn,
+            mapping_kwargs=mapping_kwargs,
         )
 
     @property
@@ -173,10 +117,40 @@ class StatefulMapping(Transform):
         """The callable that is mapped."""
         return self.fun
 
+    @property
+    def in_axes(self) -> Any:
+        """Where the arguments' lanes are."""
+        return self.options.in_axes
+
+    @property
+    def out_axes(self) -> Any:
+        """Where the output's lanes go."""
+        return self.options.out_axes
+
+    @property
+    def state_in_axes(self) -> dict[Any, Any]:
+        """Where states' lanes are, by filter."""
+        return self.options.state_in_axes
+
+    @property
+    def state_out_axes(self) -> dict[Any, Any]:
+        """Where written states' lanes go, by filter."""
+        return self.options.state_out_axes
+
+    @property
+    def axis_name(self) -> Any:
+        """The name of the mapped axis, for collectives."""
+        return self.options.axis_name
+
+    @property
+    def axis_size(self) -> int | None:
+        """The number of lanes, where it was given."""
+        return self.options.axis_size
+
     # Calling ------------------------------------------------------------------------------------
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        if self.static_argnums or self.static_argnames:
+        if self.options.static_argnums or self.options.static_argnames:
             args, kwargs = self._with_statics(args, kwargs)
         return Call(self.fun, args, kwargs)
 
@@ -184,16 +158,18 @@ class StatefulMapping(Transform):
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         n = len(args)
-        for number in self.static_argnums:
+        for number in self.options.static_argnums:
             if not -n <= number < n:
                 raise ValueError(
-                    f"static_argnums={self.static_argnums} counts the arguments that the caller "
+                    f"static_argnums={self.options.static_argnums} counts the arguments that the caller "
                     f"passes, and {n} were passed to {self._code()}: positions {list(range(n))}. Write "
                     f"static_argnums={max(n - 1, 0)}."
                 )
-        positions = {number % n for number in self.static_argnums}
+        positions = {number % n for number in self.options.static_argnums}
         args = tuple(_static(a, f"args[{i}]") if i in positions else a for i, a in enumerate(args))
-        kwargs = {k: _static(v, k) if k in self.static_argnames else v for k, v in kwargs.items()}
+        kwargs = {
+            k: _static(v, k) if k in self.options.static_argnames else v for k, v in kwargs.items()
+        }
         return args, kwargs
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
@@ -219,17 +195,17 @@ class StatefulMapping(Transform):
             not call.signature.has_carrier and first_argument_is_a_tree(call.args),
         )
         return Program(
-            self._options, call.signature, statics, anchor_ref(anchor), call.aliases, described
+            self.options, call.signature, statics, anchor_ref(anchor), call.aliases, described
         )
 
     def _entry(self, call: Call, mask: list[bool]) -> "Entry":
         anchor = anchor_of(self.fun)
         statics = self._static_keys(call, mask, anchor)
-        key = (self._options.key, call.treedef, statics, call.aliases)
+        key = (self.options, call.treedef, statics, call.aliases)
 
         def make() -> Entry:
             self._warn_of_recompilation(call, anchor, statics)
-            return Entry(self._program(call, mask), self.name or self.__name__)
+            return Entry(self._program(call, mask), self.options.name or self.__name__)
 
         return _programs.get(anchor, key, make)
 
@@ -252,8 +228,8 @@ class StatefulMapping(Transform):
 
     def _warn_of_recompilation(self, call: Call, anchor: Any, statics: tuple[Any, ...]) -> None:
         """Warn once for a number that keeps changing: each new value is a new program."""
-        others = [key[0] for key in _programs.keys(anchor)]
-        same = [k[2] for k in others if k[:2] == (self._options.key, call.treedef)]
+        keys = _programs.keys(anchor)
+        same = [k[2] for k in keys if k[:2] == (self.options, call.treedef)]
         for position, (index, key) in enumerate(statics):
             if key[0] not in (int, float, complex):
                 continue
@@ -322,10 +298,10 @@ class StatefulMapping(Transform):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes of the table say it
             _, meta = jax.eval_shape(program.explained, *map(_aval, operands))
-        options = self._options
+        options = self.options
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
-        notes = notes_of(options.state_in, options.state_out, states)
+        notes = notes_of(options.rules_in, options.rules_out, states)
         return Explanation(self._code(), meta.axis_size, tuple(meta.rows), notes)
 
     def lane(self, index: int) -> "Lane":
@@ -349,47 +325,36 @@ class StatefulMapping(Transform):
         return key.entry.jitted.lower(*key.avals)
 
     def _code(self) -> str:
-        shown = code_of(self.fun) if self.name is None else self.name
-        options = [
-            f"{name}={_code_of_option(value)}"
-            for name, value, default in (
-                ("in_axes", self.in_axes, 0),
-                ("out_axes", self.out_axes, 0),
-                ("state_in_axes", self.state_in_axes, {}),
-                ("state_out_axes", self.state_out_axes, {}),
-                ("axis_size", self.axis_size, None),
-                ("axis_name", self.axis_name, None),
-            )
-            if not _same(value, default)
-        ]
-        return f"ps.{self._maker()}({', '.join([shown, *options])})"
-
-    def _maker(self) -> str:
-        return "vmap2" if self._options.infers else "StatefulMapping"
+        return self.options.code(self.options.name or code_of(self.fun))
 
 
 class Lane(Transform):
-    """One lane of a mapping; see `StatefulMapping.lane`."""
+    """One lane of a mapping, which is `fun`; see `StatefulMapping.lane`."""
 
-    fun: StatefulMapping
+    fun: Callable[..., Any]
     index: int = eqx.field(static=True)
+
+    @property
+    def _mapping(self) -> StatefulMapping:
+        assert isinstance(self.fun, StatefulMapping)
+        return self.fun
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         out, _ = self._apply(self._call(args, kwargs))
         return out
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self.fun._call(args, kwargs)
+        return self._mapping._call(args, kwargs)
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        program = self.fun._program(call, operand_mask(call.leaves))
+        program = self._mapping._program(call, operand_mask(call.leaves))
         run = run_lane(program, call.leaves, self.index)
         if threaded:
             refuse_echo(call, run.echoed, self._code())
         return run.out, run.writes
 
     def _code(self) -> str:
-        return f"{self.fun._code()}.lane({self.index})"
+        return f"{self._mapping._code()}.lane({self.index})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -431,42 +396,3 @@ def _static(value: Any, place: str) -> Static:
 
 def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.eval_shape(lambda x: x, leaf)
-
-
-def _as_dict(spec: Any) -> dict[Any, Any]:
-    if spec is None:
-        return {}
-    return dict(spec) if isinstance(spec, Mapping) else {0: spec}
-
-
-def _as_tuple(value: Any, single: type) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, single) else tuple(value)
-
-
-def _prefix_key(prefix: Any) -> Any:
-    leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
-    return tuple(leaves), treedef
-
-
-def _mapping_key(mapping_fn: Any) -> Any:
-    # A partial made anew on each call is the same mapping function.
-    if isinstance(mapping_fn, ft.partial):
-        keywords = tuple(sorted(mapping_fn.keywords.items()))
-        return _mapping_key(mapping_fn.func), mapping_fn.args, keywords
-    return mapping_fn
-
-
-def _same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and value == default
-
-
-def _code_of_option(value: Any) -> str:
-    if isinstance(value, dict):
-        inner = (f"{_code_of_option(k)}: {_code_of_option(v)}" for k, v in value.items())
-        return f"{{{', '.join(inner)}}}"
-    if isinstance(value, type):
-        own = value.__module__.partition(".")[0] == "pstate"
-        return f"ps.{value.__name__}" if own else value.__name__
-    if callable(value) and hasattr(value, "__name__"):
-        return name_of(value)
-    return repr(value)

@@ -26,9 +26,6 @@ from ._paths import Path, to_path, to_place
 from ._state import NonBatchState, State, is_state
 
 
-#: What to do with an undeclared write that differs between lanes.
-POLICIES = ("raise", "warn", "ignore")
-
 #: Stands for an array among the leaves of an output.
 NEXT = object()
 
@@ -196,7 +193,7 @@ class Outputs:
         return axes if treedef == slot.treedef else [axes[0]] * treedef.num_leaves
 
     def _match(self, path: Path, state: State) -> Rule | None:
-        for rule in self._options.state_out:
+        for rule in self._options.rules_out:
             if rule.predicate(path, state):
                 self._matched.add(rule)
                 return rule
@@ -245,8 +242,8 @@ class Outputs:
             if isinstance(item, State)
         ]
         for name, rules, states in (
-            ("state_in_axes", self._options.state_in, came),
-            ("state_out_axes", self._options.state_out, came + made),
+            ("state_in_axes", self._options.rules_in, came),
+            ("state_out_axes", self._options.rules_out, came + made),
         ):
             for rule in rules:
                 if rule.wants_a_match and not any(rule.predicate(*each) for each in states):

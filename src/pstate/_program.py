@@ -113,7 +113,7 @@ class _Mapped:
             out_axes=self.axes,
             axis_name=options.axis_name,
             axis_size=self.plan.axis_size,
-            **dict(options.mapping_kwargs),
+            **options.mapping_kwargs,
         )
         # The reference lane is mapped for certain; NumPy's, because nothing computes with it.
         groups = mapped(np.arange(self.plan.axis_size, dtype=np.int32), passed)
@@ -132,7 +132,7 @@ class _Mapped:
         Lanes return one group of arrays per axis, so that `out_axes` is known before they run.
         """
         declared = jtu.tree_leaves(self.options.out_axes)
-        axes = {0, *declared, *(rule.axis for rule in self.options.state_out)}
+        axes = {0, *declared, *(rule.axis for rule in self.options.rules_out)}
         axes |= {given.axis for given in self.plan.leaves}
         axes = {a for a in axes if isinstance(a, int)}
         return (None, *sorted(axes))

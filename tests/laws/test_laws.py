@@ -247,8 +247,8 @@ def test_inputs_stay_as_they_were(case: Case):
     assert_same(first, second)
 
 
-class HalfWay(Exception):
-    pass
+class HalfWayError(Exception):
+    """Raised by the test, in the middle of a body."""
 
 
 @every_case
@@ -262,12 +262,12 @@ def test_an_exception_half_way(case: Case, monkeypatch: pytest.MonkeyPatch):
     def write_and_raise(state: ps.State, value: Any) -> None:
         original.fset(state, value)
         writes.append(None)
-        raise HalfWay
+        raise HalfWayError
 
     jax.clear_caches()
     with monkeypatch.context() as patch:
         patch.setattr(ps.State, "value", property(original.fget, write_and_raise))
-        with contextlib.suppress(HalfWay):
+        with contextlib.suppress(HalfWayError):
             ps.pure(_fresh(case.make()), argnums=case.argnums)(*args, **kwargs)
     assert snapshot((args, kwargs)) == before
     expected = case.twin(*args, **kwargs)

@@ -1,0 +1,187 @@
+"""The options of a mapping, checked and told apart by value."""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from ._axis_spec import Rule, parse_state_axes
+from ._callable import name_of
+from ._typing import StateAxes
+
+
+#: What to do with an undeclared write that differs between lanes.
+POLICIES = ("raise", "warn", "ignore")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """The options of a mapping. Two are equal where their `key` is.
+
+    `rules_in` and `rules_out` are the parsed axis specs. `infers` says that the mapping function tells
+    whether lanes agree on a value.
+    """
+
+    in_axes: Any
+    out_axes: Any
+    state_in_axes: dict[Any, Any]
+    state_out_axes: dict[Any, Any]
+    policy: str
+    static_argnums: tuple[int, ...]
+    static_argnames: tuple[str, ...]
+    axis_size: int | None
+    axis_name: Any
+    name: str | None
+    mapping_fn: Callable[..., Any]
+    mapping_kwargs: dict[str, Any]
+    rules_in: tuple[Rule, ...]
+    rules_out: tuple[Rule, ...]
+    infers: bool
+    key: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def code(self, fn: str) -> str:
+        """The mapping of `fn` as code, with the options that are not the default."""
+        options = [
+            f"{name}={_as_code(value)}"
+            for name, value, default in (
+                ("in_axes", self.in_axes, 0),
+                ("out_axes", self.out_axes, 0),
+                ("state_in_axes", self.state_in_axes, {}),
+                ("state_out_axes", self.state_out_axes, {}),
+                ("unexpected_out_state_mapping", self.policy, "raise"),
+                ("axis_size", self.axis_size, None),
+                ("axis_name", self.axis_name, None),
+            )
+            if type(value) is not type(default) or value != default
+        ]
+        maker = "vmap2" if self.infers else "StatefulMapping"
+        return f"ps.{maker}({', '.join([fn, *options])})"
+
+
+def make_options(
+    *,
+    in_axes: Any,
+    out_axes: Any,
+    state_in_axes: StateAxes,
+    state_out_axes: StateAxes,
+    policy: str,
+    static_argnums: int | Iterable[int],
+    static_argnames: str | Iterable[str],
+    axis_size: int | None,
+    axis_name: Any,
+    name: str | None,
+    mapping_fn: Callable[..., Any],
+    mapping_kwargs: Mapping[str, Any] | None,
+) -> Options:
+    """Check and parse the options of a mapping.
+
+    **Raises:** `ValueError` for an unknown policy and for an axis size that is none; `TypeError` for
+    an axis spec with a key that is no axis, or with a filter that is none.
+    """
+    if policy not in POLICIES:
+        raise ValueError(
+            f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got {policy!r}. "
+            "Write unexpected_out_state_mapping='raise'."
+        )
+    is_size = isinstance(axis_size, int) and not isinstance(axis_size, bool) and axis_size >= 0
+    if axis_size is not None and not is_size:
+        raise ValueError(
+            f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. Write "
+            "axis_size=4."
+        )
+    in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    rules_in = parse_state_axes(state_in_axes, "state_in_axes")
+    rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
+    kwargs = dict(mapping_kwargs or {})
+    nums, names = _as_tuple(static_argnums, int), _as_tuple(static_argnames, str)
+    key = (
+        _prefix_key(in_axes),
+        _prefix_key(out_axes),
+        rules_in,
+        rules_out,
+        policy,
+        nums,
+        names,
+        axis_size,
+        axis_name,
+        name,
+        _mapping_key(mapping_fn),
+        tuple(sorted(kwargs.items())),
+    )
+    return Options(
+        in_axes=in_axes,
+        out_axes=out_axes,
+        state_in_axes=_as_dict(state_in_axes),
+        state_out_axes=_as_dict(state_out_axes),
+        policy=policy,
+        static_argnums=nums,
+        static_argnames=names,
+        axis_size=axis_size,
+        axis_name=axis_name,
+        name=name,
+        mapping_fn=mapping_fn,
+        mapping_kwargs=kwargs,
+        rules_in=rules_in,
+        rules_out=rules_out,
+        infers=_innermost(mapping_fn) is jax.vmap,
+        key=key,
+    )
+
+
+def _innermost(mapping_fn: Any) -> Any:
+    return _innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
+
+
+def _mapping_key(mapping_fn: Any) -> Any:
+    # A partial made anew on each call is the same mapping function.
+    if isinstance(mapping_fn, ft.partial):
+        keywords = tuple(sorted(mapping_fn.keywords.items()))
+        return _mapping_key(mapping_fn.func), mapping_fn.args, keywords
+    return mapping_fn
+
+
+def _prefix_key(prefix: Any) -> Any:
+    if isinstance(prefix, Mapping):
+        # By argument name; may mix what cannot be sorted.
+        return tuple((name, _prefix_key(axes)) for name, axes in prefix.items())
+    leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
+    return tuple(leaves), treedef
+
+
+def _as_dict(spec: Any) -> dict[Any, Any]:
+    if spec is None:
+        return {}
+    return dict(spec) if isinstance(spec, Mapping) else {0: spec}
+
+
+def _as_tuple(value: Any, single: type) -> tuple[Any, ...]:
+    return (value,) if isinstance(value, single) else tuple(value)
+
+
+def _as_code(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = (f"{_as_code(k)}: {_as_code(v)}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, tuple | list):
+        inner = ", ".join(map(_as_code, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, type):
+        own = value.__module__.partition(".")[0] == "pstate"
+        return f"ps.{value.__name__}" if own else value.__name__
+    if isinstance(value, ft.partial):
+        kwargs = [f"{name}={_as_code(v)}" for name, v in value.keywords.items()]
+        return f"ft.partial({', '.join([_as_code(value.func), *map(_as_code, value.args), *kwargs])})"
+    if callable(value) and hasattr(value, "__name__"):
+        is_jnp = getattr(jnp, value.__name__, None) is value
+        return f"jnp.{value.__name__}" if is_jnp else name_of(value)
+    return repr(value)

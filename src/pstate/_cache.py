@@ -7,7 +7,9 @@ globals are bound to is part of the key, by identity, so that a rebound name is 
 Programs hold their anchor weakly, and the table holds the anchor weakly: both go together.
 """
 
+import functools as ft
 import threading
+import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -27,10 +29,15 @@ def bindings(function: Any) -> tuple[Any, ...]:
     >>> bindings(lambda x: x * scale)[0]
     2.0
     """
+    if isinstance(function, type):
+        # Calling a class runs these.
+        made_by = (getattr(function, name, None) for name in ("__init__", "__post_init__"))
+        return tuple(x for f in made_by if hasattr(f, "__code__") for x in bindings(f))
+    wrapped = getattr(function, "__wrapped__", None)
+    bound: list[Any] = [] if wrapped is None else [wrapped, *bindings(wrapped)]
     code = getattr(function, "__code__", None)
     if code is None:
-        return ()
-    bound: list[Any] = []
+        return tuple(bound)
     for cell in function.__closure__ or ():
         try:
             bound.append(cell.cell_contents)
@@ -41,8 +48,15 @@ def bindings(function: Any) -> tuple[Any, ...]:
     if function.__kwdefaults__:
         bound.extend(function.__kwdefaults__.values())
     names = function.__globals__
-    bound.extend(names[name] for name in code.co_names if name in names)
+    bound.extend(names[name] for name in _named(code) if name in names)
     return tuple(bound)
+
+
+@ft.lru_cache(maxsize=4096)
+def _named(code: types.CodeType) -> tuple[str, ...]:
+    """The names that a function uses, in comprehensions and lambdas inside it too."""
+    inner = (name for c in code.co_consts if isinstance(c, types.CodeType) for name in _named(c))
+    return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 
 class Programs:

@@ -27,9 +27,10 @@ from ._cell import Deferred, Recording
 from ._errors import AliasedStateError, FrozenStateError
 from ._layout import Layout, find_aliases, layout_of
 from ._leaves import static_key
+from ._messages import describe
 from ._paths import Path, to_path, to_place
 from ._record import Guard, freeze, root_name
-from ._state import State, collect, describe, is_state, thaw, unflatten_frozen
+from ._state import State, collect, is_state, thaw, unflatten_frozen
 from ._value import copy
 
 

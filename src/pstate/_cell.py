@@ -15,8 +15,12 @@ Invariants:
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import jax
+import jax.core
+import jax.tree_util as jtu
 
 from ._compat import current_trace
 from ._errors import FrozenStateError, TraceScopeError
@@ -64,12 +68,14 @@ class Recording:
     """What makes the states of one tree live, and hears of their writes.
 
     `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
-    `original` is the tree before, and `title` is what messages call the recording.
+    `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
+    recording.
     """
 
     __slots__ = (
         "cells",
         "closed",
+        "frozen",
         "guard",
         "original",
         "place_of",
@@ -85,6 +91,7 @@ class Recording:
         *,
         guard: Callable[["Cell"], None] | None = None,
         original: Any = None,
+        frozen: Sequence[Any] = (),
         title: str = "the recording",
     ):
         self.cells: list[Cell] = []
@@ -95,13 +102,17 @@ class Recording:
         self.place_of = place_of
         self.guard = guard
         self.original = original
+        self.frozen = frozen
         self.title = title
+        local.recordings = (*local.recordings, self)
 
     def close(self, *, check: bool = True) -> None:
         """End the recording. `check` looks for containers that were edited and not written back."""
         if self.closed:
             return
         self.closed = True
+        self.frozen = ()
+        local.recordings = tuple(r for r in local.recordings if r is not self)
         # Live states keep their cells; without this list no cycle keeps tracers alive.
         cells, self.cells = self.cells, []
         if check:
@@ -217,7 +228,8 @@ class Watch:
 
     def __init__(self):
         self.captured: Any = None
-        self.born: list[Any] = []
+        # Weakly, because the states hold tracers and the watch outlives traces inside the body.
+        self.born: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _Local(threading.local):
@@ -226,13 +238,27 @@ class _Local(threading.local):
     `rebuild`: what unflattening makes of a state, or `None` for the usual.
     `collected`: where flattening puts the states it meets, or `None`.
     `catchers`: who collects new states.
+    `recordings`: the open recordings, innermost last.
     `watch`: the body that is being compiled, or `None`.
     """
 
     rebuild: Callable[..., Any] | None = None
     collected: list[Any] | None = None
     catchers: tuple[Any, ...] = ()
+    recordings: tuple[Recording, ...] = ()
     watch: Watch | None = None
 
 
 local = _Local()
+
+
+def watch_read(state: Any, value: Any) -> None:
+    """Note a concrete value that a body being compiled read without having received it."""
+    watch = local.watch
+    assert watch is not None
+    concrete = any(
+        isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        for leaf in jtu.tree_leaves(value)
+    )
+    if concrete and watch.captured is None and state not in watch.born:
+        watch.captured = state

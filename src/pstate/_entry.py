@@ -8,7 +8,7 @@ import jax
 
 from ._cell import Watch, local
 from ._errors import CapturedStateWarning
-from ._state import describe
+from ._messages import describe
 
 
 class Captured(Exception):  # noqa: N818 (never leaves the package)

@@ -35,14 +35,15 @@ class Leaving:
     """An array that leaves a lane.
 
     `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
-    says who declared the value to be the same in all lanes; `undeclared`, what to say if nobody
-    declared anything and the lanes differ. A `reducer` takes the stacked lanes to one value.
+    says who declared the value to be the same in all lanes, and `fix` what to write instead;
+    `undeclared`, what to say if nobody declared anything and the lanes differ. A `reducer` takes the stacked lanes to one value.
     """
 
     value: Any
     axis: int | None
     reason: str
     same_by: str = ""
+    fix: str = ""
     undeclared: str = ""
     reducer: Callable[[Any], Any] | None = None
 
@@ -116,8 +117,8 @@ class Outputs:
         if leaf.same_by:
             raise BatchAxisError(
                 f"{leaf.same_by} says that it is the same in all lanes, and the value differs between "
-                "lanes. Reduce it in the function, with axis_name='batch' and "
-                "value = jax.lax.pmean(value, 'batch'); or give it an axis: 0 instead of None."
+                f"lanes. {leaf.fix} Or reduce it in the function, with axis_name='batch' and "
+                "value = jax.lax.pmean(value, 'batch')."
             )
         if self._options.policy == "raise":
             raise BatchAxisError(leaf.undeclared)
@@ -157,7 +158,8 @@ class Outputs:
         if rule is not None:
             return _by_rule(leaf, rule, place)
         if isinstance(state, NonBatchState):
-            return Leaving(leaf, None, "NonBatchState", same_by=f"The kind of `{place}`")
+            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            return Leaving(leaf, None, "NonBatchState", same_by, fix)
         return _by_out_axes(leaf, axis, place)
 
     # States that were written ---------------------------------------------------------------------
@@ -259,7 +261,8 @@ class Outputs:
 
 def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
     if axis is None:
-        return Leaving(leaf, None, "out_axes=None", same_by=f"out_axes=None for `{place}`")
+        same_by, fix = f"out_axes=None for `{place}`", "Give it an axis: out_axes=0."
+        return Leaving(leaf, None, "out_axes=None", same_by, fix)
     return _checked(leaf, axis, f"out_axes={axis}", place)
 
 
@@ -268,7 +271,9 @@ def _by_rule(leaf: Any, rule: Rule, place: str) -> Leaving:
         return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
     if rule.axis is None:
         same_by = f"state_out_axes={rule} for `{place}`"
-        return Leaving(leaf, None, f"state_out_axes={rule}", same_by=same_by)
+        kind = place.rpartition("(")[2].rstrip(")")
+        fix = f"Give it an axis: state_out_axes={{0: ps.{kind}}}."
+        return Leaving(leaf, None, f"state_out_axes={rule}", same_by, fix)
     return _checked(leaf, rule.axis, f"state_out_axes={rule}", place)
 
 

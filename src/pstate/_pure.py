@@ -47,7 +47,12 @@ class Pure(Transform):
         raise AssertionError("`pure` calls what it wraps; nothing applies it")
 
     def _run(self, call: Call, guard: "_Contract") -> tuple[Any, Writes]:
-        recording = Recording(call.place, guard=lambda cell: guard.check(cell.index), title=self._code())
+        recording = Recording(
+            call.place,
+            guard=lambda cell: guard.check(cell.index),
+            frozen=call.states,
+            title=self._code(),
+        )
         run = run_body(call.treedef, call.leaves, recording)
         refuse_echo(call, run.echoed, code_of(self.fun))
         return run.out, run.writes

@@ -111,7 +111,9 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
             find_aliases(states),
             self._writes,
         )
-        self._recording = Recording(place_of, guard=guard, original=tree, title=f"ps.record({root})")
+        self._recording = Recording(
+            place_of, guard=guard, original=tree, frozen=states, title=f"ps.record({root})"
+        )
         return thaw(treedef, leaves, self._recording)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:

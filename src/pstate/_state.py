@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
-import jax.core
 import jax.tree_util as jtu
 import wadler_lindig as wl
 
-from ._cell import Cell, Deferred, Link, Recording, local
+from ._cell import Cell, Deferred, Recording, local, watch_read
 from ._errors import FrozenStateError, UninitializedStateError
+from ._messages import empty_message, frozen_message
 from ._typing import annotation
 from ._value import as_value, copy, short_dtype
 
@@ -82,7 +82,7 @@ class State(Generic[V]):
         for catcher in local.catchers:
             catcher.states.append(self)
         if local.watch is not None:
-            local.watch.born.append(self)
+            local.watch.born.add(self)
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -106,21 +106,21 @@ class State(Generic[V]):
         if cell is None:
             value = self._peek()
             if local.watch is not None:
-                _watch_read(self, value)
+                watch_read(self, value)
             value = copy(value)
         else:
             if local.watch is not None and cell.recording.watch is not local.watch:
-                _watch_read(self, cell.get())
+                watch_read(self, cell.get())
             value = cell.hand_out()
         if value is None:
-            raise UninitializedStateError(_empty_message(self))
+            raise UninitializedStateError(empty_message(self))
         return value
 
     @value.setter
     def value(self, value: V) -> None:
         cell = self._cell
         if cell is None:
-            raise FrozenStateError(_frozen_message(self))
+            raise FrozenStateError(frozen_message(self))
         cell.check_writable(type(self).__name__)
         cell.put(self._as_value(value, cell.value))
 
@@ -133,7 +133,7 @@ class State(Generic[V]):
         """A new frozen state of the same kind and tags, with another value."""
         state = make_frozen(type(self), self.tag, self._as_value(value, self._peek()))
         if local.watch is not None:
-            local.watch.born.append(state)
+            local.watch.born.add(state)
         return state
 
     def _as_value(self, value: Any, old: Any) -> Any:
@@ -390,57 +390,3 @@ class catch_new_states:  # noqa: N801 (used like a function)
 
     def __exit__(self, *exc: Any) -> None:
         local.catchers = tuple(c for c in local.catchers if c is not self)
-
-
-# Messages and watching -----------------------------------------------------------------------------
-
-
-def describe(state: State) -> str:
-    """A state in an error message: where it stands, if it knows, and what it is."""
-    cell = _origin(state)
-    return f"`{cell.place}` ({type(state).__name__})" if cell is not None else f"`{state!r}`"
-
-
-def _origin(state: State) -> Cell | None:
-    if state._cell is not None:
-        return state._cell
-    return state._tag.cell() if isinstance(state._tag, Link) else None
-
-
-def _frozen_message(state: State) -> str:
-    if _origin(state) is not None:
-        return (
-            f"{describe(state)} was written through a changed copy of its live tree (by "
-            "jax.tree.map, a raw transform, or eqx.tree_at), so the write would be lost. Write to "
-            "the live tree itself, or record the copy:\n"
-            "    out, copied = ps.pure(f)(copied)"
-        )
-    return (
-        f"{describe(state)} was written outside a recording, so the write would be lost. States "
-        "are written in a function that `pure` runs, which gives the changed tree back:\n"
-        "    out, tree = ps.pure(f)(tree, x)\n"
-        "or inside a recording of the tree that holds it, through the live copy:\n"
-        "    with ps.record(tree) as live:\n"
-        "        live.count.value += 1\n"
-        "    tree = ps.freeze(live)"
-    )
-
-
-def _empty_message(state: State) -> str:
-    return (
-        f"{describe(state)} is empty and was read. Fill it first, in init_state or by "
-        f"tree = ps.update(tree, {{path: value}}). Trees masked by eqx.partition, eqx.filter, optax or "
-        "gradients hold empty states too: combine them first, eqx.combine(dynamic, static)."
-    )
-
-
-def _watch_read(state: State, value: Any) -> None:
-    """Note a concrete value that a body being compiled read without having received it."""
-    watch = local.watch
-    assert watch is not None
-    concrete = any(
-        isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-        for leaf in jtu.tree_leaves(value)
-    )
-    if concrete and watch.captured is None and not any(s is state for s in watch.born):
-        watch.captured = state

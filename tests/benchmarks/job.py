@@ -1,0 +1,73 @@
+"""The reference job, and what a contender is.
+
+The job: a model of N layers, each with one parameter and one counter (float32 vectors of size 4), hence
+2 N states. The body loops over the layers: the counter grows by `x`, and `x` by the product of
+parameter and counter. A *contender* is one way to write that job. Its *body* is the function with the
+loop, as a user would write it; the job counts how often it runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+#: The length of each parameter and counter.
+WIDTH = 4
+
+#: Lanes of the mapped call.
+LANES = 4
+
+
+class Job:
+    """The numbers of one job. With `lanes`, every array has that many on a leading axis.
+
+    The parameters are small and negative, so that thousands of calls in a row stay finite. A sum in the
+    place of the product would not do: XLA takes seconds to compile a long chain of reductions.
+    """
+
+    def __init__(self, states: int, lanes: int | None = None):
+        self.layers = states // 2
+        self.bodies = 0
+        shape = (WIDTH,) if lanes is None else (lanes, WIDTH)
+        start = jnp.arange(WIDTH, dtype=jnp.float32) + jnp.zeros(shape)
+        if lanes is not None:
+            start = start + jnp.arange(lanes, dtype=jnp.float32)[:, None]
+        self.x: jax.Array = jnp.ones(shape)
+        # Each state has a buffer of its own.
+        self.params: list[jax.Array] = [jnp.full(shape, -0.001) for _ in range(self.layers)]
+        self.counters: list[jax.Array] = [start * (i % 7) for i in range(self.layers)]
+
+    def enter_body(self) -> None:
+        """What every body calls first."""
+        self.bodies += 1
+
+
+@dataclasses.dataclass
+class Built:
+    """A contender, ready to be called.
+
+    `call` runs the job once more, from the states that the call before left, and returns `x`. `counters`
+    gives the counters as they are now.
+    """
+
+    call: Callable[[], jax.Array]
+    counters: Callable[[], list[Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to write the job. `build` makes all its functions and classes anew."""
+
+    name: str
+    build: Callable[[Job], Built]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contenders:
+    """The contenders of one library: for the warm call, and for the mapped call."""
+
+    warm: tuple[Contender, ...]
+    mapped: tuple[Contender, ...]

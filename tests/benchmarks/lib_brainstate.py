@@ -1,0 +1,54 @@
+"""The job in brainstate, where states are objects that calls change, and functions close over them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import brainstate
+import jax
+from brainstate import transform as bt
+
+from job import Built, Contender, Contenders, Job
+
+
+def _build(job: Job, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Built:
+    class Layer(brainstate.nn.Module):
+        def __init__(self, param: Any, counter: Any):
+            super().__init__()
+            self.param = brainstate.ParamState(param)
+            self.counter = brainstate.ShortTermState(counter)
+
+    layers: list[Any] = [Layer(*pair) for pair in zip(job.params, job.counters, strict=True)]
+
+    def step(x: Any) -> Any:
+        job.enter_body()
+        for layer in layers:
+            layer.counter.value = layer.counter.value + x
+            x = x + layer.param.value * layer.counter.value
+        return x
+
+    run = transform(step)
+
+    def call() -> jax.Array:
+        return run(job.x)
+
+    return Built(call, lambda: [layer.counter.value for layer in layers])
+
+
+def _vmap2(step: Callable[..., Any]) -> Callable[..., Any]:
+    everything = {0: brainstate.State}
+    return bt.vmap2(step, state_in_axes=everything, state_out_axes=everything)
+
+
+def _mapped() -> tuple[Contender, ...]:
+    if not hasattr(bt, "vmap2"):
+        return ()
+    return (
+        Contender("brainstate jit(vmap2(f))", lambda job: _build(job, lambda f: bt.jit(_vmap2(f)))),
+        Contender("brainstate vmap2(f)", lambda job: _build(job, _vmap2)),
+    )
+
+
+BRAINSTATE = Contenders(
+    warm=(Contender("brainstate jit(f)", lambda job: _build(job, bt.jit)),),
+    mapped=_mapped(),
+)

@@ -1,0 +1,52 @@
+"""The job in Equinox, threaded by hand: the arrays stand in modules, and the body rebuilds the modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from job import Built, Contender, Contenders, Job
+
+
+def _build(job: Job, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Built:
+    class Layer(eqx.Module):
+        param: jax.Array
+        counter: jax.Array
+
+    class Model(eqx.Module):
+        layers: list[Layer]
+
+    def step(model: Any, x: Any) -> tuple[Any, Any]:
+        job.enter_body()
+        layers = []
+        for layer in model.layers:
+            counter = layer.counter + x
+            x = x + layer.param * counter
+            layers.append(Layer(layer.param, counter))
+        return x, Model(layers)
+
+    run = transform(step)
+    model = Model([Layer(*pair) for pair in zip(job.params, job.counters, strict=True)])
+
+    def call() -> jax.Array:
+        nonlocal model
+        x, model = run(model, job.x)
+        return x
+
+    return Built(call, lambda: [layer.counter for layer in model.layers])
+
+
+EQUINOX = Contenders(
+    warm=(
+        Contender("eqx.filter_jit(f)", lambda job: _build(job, eqx.filter_jit)),
+        Contender("jax.jit(f) over modules", lambda job: _build(job, jax.jit)),
+    ),
+    mapped=(
+        Contender(
+            "eqx.filter_jit(eqx.filter_vmap(f))",
+            lambda job: _build(job, lambda f: eqx.filter_jit(eqx.filter_vmap(f))),
+        ),
+        Contender("eqx.filter_vmap(f)", lambda job: _build(job, eqx.filter_vmap)),
+    ),
+)

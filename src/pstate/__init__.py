@@ -17,6 +17,7 @@ from ._errors import (
     UnmatchedPathWarning as UnmatchedPathWarning,
 )
 from ._mapping import StatefulMapping as StatefulMapping
+from ._pmap import pmap2 as pmap2
 from ._pure import pure as pure
 from ._random import RandomState as RandomState
 from ._record import freeze as freeze, record as record, written as written

@@ -15,6 +15,7 @@ import functools as ft
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.tree_util as jtu
 
 from ._callable import (
@@ -24,7 +25,7 @@ from ._callable import (
     restore,
 )
 from ._cell import Deferred, Recording
-from ._errors import AliasedStateError, FrozenStateError
+from ._errors import AliasedStateError, FrozenStateError, StateError
 from ._layout import Layout, find_aliases, layout_of
 from ._leaves import static_key
 from ._messages import describe
@@ -164,6 +165,17 @@ class Call:
         else:
             carried = passed[0] if passed else "tree"
         return f"out, {carried} = ps.pure({fn_code})({', '.join(passed)})"
+
+    def refuse_deleted(self, fn_code: Callable[[], str]) -> None:
+        """Raise if a buffer of the call was donated before."""
+        for leaf, key_path in zip(self.leaves, self.signature.layout.key_path_of_leaf, strict=True):
+            if isinstance(leaf, jax.Array) and leaf.is_deleted():
+                place = self.signature.place(key_path, self.names)
+                raise StateError(
+                    f"`{place}` was donated to an earlier call and its buffer is gone, so "
+                    f"{fn_code()} cannot read it. Go on with the tree that the earlier call gave back, "
+                    "or do not donate: leave donate and donate_argnums out."
+                )
 
     # Putting together ---------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from ._cell import Recording
 from ._leaves import operand_mask
 from ._options import Options
 from ._record import Guard
+from ._state import make_frozen
+from .filter import to_predicate
 
 
 #: Stands for the anchor among the static leaves of a program, which must not keep it alive.
@@ -60,6 +62,23 @@ class Context:
             self.aliases,
         )
         return Recording(self.place, guard=guard, title=self.described.fn)
+
+    def is_donated(self, leaf: int, writes: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether a leaf gives up its buffer: by the argument it is in, or by filter and if written."""
+        options, signature = self.options, self.signature
+        key_path = signature.layout.key_path_of_leaf[leaf]
+        n = signature.n_args
+        group, which = signature.argument(key_path)
+        if group == 1 and which in {number % n for number in options.donate_argnums}:
+            return True
+        slot = signature.layout.slot_of_leaf[leaf]
+        if slot is None or options.donate is None:
+            return False
+        structures = {index: treedef for index, treedef, *_ in writes}
+        same_structure = structures.get(slot.index) == slot.treedef
+        placeholder = make_frozen(slot.kind, slot.tag, None)
+        chosen = to_predicate(options.donate)(signature.path(slot.index), placeholder)
+        return same_structure and bool(chosen)
 
     def plan(self, leaves: Sequence[Any]) -> InPlan:
         options = self.options

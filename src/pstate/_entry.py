@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from ._cell import Watch, local
-from ._errors import CapturedStateWarning
+from ._errors import CapturedStateError, CapturedStateWarning
 from ._messages import describe
 
 
@@ -38,6 +38,47 @@ def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
     traced.__name__ = traced.__qualname__ = name
     return traced
+
+
+class DeviceEntry:
+    """The compiled programs of a mapping over devices, by the shapes of their operands.
+
+    `jax.pmap` is called without a `jax.jit` around it, which would move everything to one device.
+    """
+
+    def __init__(self, program: Any, name: str):
+        self.program = program
+        self.name = name
+        self.traced: dict[Any, Any] = {}
+
+    def run(self, arrays: list[Any]) -> Any:
+        leaves = self.program.leaves(arrays)
+        return self.replay(arrays, leaves).run_on(leaves)
+
+    def replay(self, arrays: list[Any], leaves: list[Any]) -> Any:
+        """The traced program for these shapes."""
+        key = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
+        found = self.traced.get(key)
+        if found is None:
+            found = self.traced[key] = self._trace(leaves)
+        return found
+
+    def _trace(self, leaves: list[Any]) -> Any:
+        try:
+            return watched(self.program.replay, self.name)(leaves)
+        except Captured as captured:
+            raise CapturedStateError(
+                captured_message(self.program.described.fn, captured.shown)
+            ) from None
+
+
+def captured_message(fn: str, shown: str) -> str:
+    """What to say of a captured state in a body that is compiled for certain."""
+    return (
+        f"{fn} reads the state {shown}, which did not come in through its arguments. Compiled, it would "
+        "keep the value that the state has now and go stale. Pass the tree that holds the state as an "
+        "argument; a mapping broadcasts it by in_axes=(None, 0)."
+    )
 
 
 class Entry:

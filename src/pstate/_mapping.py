@@ -19,15 +19,16 @@ from ._callable import anchor_of
 from ._cell import Deferred
 from ._compat import is_eager, jit_is_disabled
 from ._context import ANCHOR, anchor_ref
-from ._entry import Entry
+from ._entry import DeviceEntry, Entry
 from ._errors import RecompilationWarning
 from ._explain import Explanation, notes_of
 from ._lane import run_lane
+from ._lane_body import Meta
 from ._leaves import operand_mask, static_key
 from ._options import Options, make_options
-from ._program import Meta, Program
+from ._program import Program
 from ._transform import Transform, checked, code_of
-from ._typing import StateAxes
+from ._typing import Filter, StateAxes
 
 
 _programs = Programs()
@@ -59,6 +60,8 @@ class StatefulMapping(Transform):
     - `name`: what messages and profiles call the function.
     - `mapping_fn`: any function with `jax.vmap`'s keywords.
     - `mapping_kwargs`: more keywords for it.
+    - `chunk_size`: how many lanes run at a time; see `vmap2`.
+    - `donate_argnums`, `donate`: whose buffers are given up; see `pmap2`.
 
     **Raises:** `ValueError` for an unknown policy, and, when called, for axes that do not fit the
     arguments; `BatchAxisError` for states whose axes do not hold or are missing; `FrozenStateError`
@@ -95,6 +98,9 @@ class StatefulMapping(Transform):
         name: str | None = None,
         mapping_fn: Callable[..., Any] = jax.vmap,
         mapping_kwargs: Mapping[str, Any] | None = None,
+        chunk_size: int | None = None,
+        donate_argnums: int | Iterable[int] = (),
+        donate: Filter = None,
     ):
         self.fun = checked(fun)
         self.options = make_options(
@@ -110,6 +116,9 @@ class StatefulMapping(Transform):
             name=name,
             mapping_fn=mapping_fn,
             mapping_kwargs=mapping_kwargs,
+            chunk_size=chunk_size,
+            donate_argnums=donate_argnums,
+            donate=donate,
         )
 
     @property
@@ -177,6 +186,9 @@ class StatefulMapping(Transform):
         operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
         if is_eager() and not jit_is_disabled():
             operands = [x.get() if type(x) is Deferred else x for x in operands]
+            if self.options.on_devices:
+                # Not left to JAX: one device would fail and the others wait for it.
+                call.refuse_deleted(self._code)
             arrays, meta = self._entry(call, mask).run(operands)
         else:
             arrays, meta = self._program(call, mask)(*operands)
@@ -198,14 +210,15 @@ class StatefulMapping(Transform):
             self.options, call.signature, statics, anchor_ref(anchor), call.aliases, described
         )
 
-    def _entry(self, call: Call, mask: list[bool]) -> "Entry":
+    def _entry(self, call: Call, mask: list[bool]) -> Any:
         anchor = anchor_of(self.fun)
         statics = self._static_keys(call, mask, anchor)
         key = (self.options, call.treedef, statics, call.aliases)
 
-        def make() -> Entry:
+        def make() -> Any:
             self._warn_of_recompilation(call, anchor, statics)
-            return Entry(self._program(call, mask), self.options.name or self.__name__)
+            entry = DeviceEntry if self.options.on_devices else Entry
+            return entry(self._program(call, mask), self.options.name or self.__name__)
 
         return _programs.get(anchor, key, make)
 

@@ -11,7 +11,10 @@ import jax.tree_util as jtu
 
 from ._axis_spec import Rule, parse_state_axes
 from ._callable import name_of
-from ._typing import StateAxes
+from ._chunks import prepare_chunks
+from ._devices import devices_of, prepare_devices
+from ._typing import Filter, StateAxes
+from .filter import to_predicate
 
 
 #: What to do with an undeclared write that differs between lanes.
@@ -41,7 +44,34 @@ class Options:
     rules_in: tuple[Rule, ...]
     rules_out: tuple[Rule, ...]
     infers: bool
+    chunk_size: int | None
+    donate_argnums: tuple[int, ...]
+    donate: Any
     key: Any
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether each lane has a device."""
+        return innermost(self.mapping_fn) is jax.pmap
+
+    def replays(self, axis_size: int) -> bool:
+        """Whether the body is traced first and then run by an engine of its own."""
+        return self.on_devices or (self.chunk_size is not None and self.chunk_size < axis_size)
+
+    def prepare(self, traced: Any) -> Callable[..., list[Any]]:
+        """The engine for a traced body."""
+        if self.on_devices:
+            return prepare_devices(traced, self.mapping_fn, self.mapping_kwargs)
+        assert self.chunk_size is not None
+        return prepare_chunks(traced, self.chunk_size)
+
+    def devices(self) -> tuple[int, int, int]:
+        """How many lanes fit on this process; and of how many processes it is which."""
+        return devices_of(self._all_kwargs()) if self.on_devices else (0, 1, 0)
+
+    def _all_kwargs(self) -> dict[str, Any]:
+        given = self.mapping_fn.keywords if isinstance(self.mapping_fn, ft.partial) else {}
+        return {**given, **self.mapping_kwargs}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Options) and other.key == self.key
@@ -61,10 +91,11 @@ class Options:
                 ("unexpected_out_state_mapping", self.policy, "raise"),
                 ("axis_size", self.axis_size, None),
                 ("axis_name", self.axis_name, None),
+                ("chunk_size", self.chunk_size, None),
             )
             if type(value) is not type(default) or value != default
         ]
-        maker = "vmap2" if self.infers else "StatefulMapping"
+        maker = "pmap2" if self.on_devices else "vmap2" if self.infers else "StatefulMapping"
         return f"ps.{maker}({', '.join([fn, *options])})"
 
 
@@ -82,6 +113,9 @@ def make_options(
     name: str | None,
     mapping_fn: Callable[..., Any],
     mapping_kwargs: Mapping[str, Any] | None,
+    chunk_size: int | None,
+    donate_argnums: int | Iterable[int],
+    donate: Filter,
 ) -> Options:
     """Check and parse the options of a mapping.
 
@@ -99,6 +133,8 @@ def make_options(
             f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. Write "
             "axis_size=4."
         )
+    if chunk_size is not None:
+        _check_chunk_size(chunk_size, axis_name, mapping_fn)
     in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
     rules_in = parse_state_axes(state_in_axes, "state_in_axes")
     rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
@@ -115,8 +151,11 @@ def make_options(
         axis_size,
         axis_name,
         name,
+        chunk_size,
+        _as_tuple(donate_argnums, int),
+        to_predicate(donate),
         _mapping_key(mapping_fn),
-        tuple(sorted(kwargs.items())),
+        tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(kwargs.items())),
     )
     return Options(
         in_axes=in_axes,
@@ -133,13 +172,36 @@ def make_options(
         mapping_kwargs=kwargs,
         rules_in=rules_in,
         rules_out=rules_out,
-        infers=_innermost(mapping_fn) is jax.vmap,
+        infers=innermost(mapping_fn) in (jax.vmap, jax.pmap),
+        chunk_size=chunk_size,
+        donate_argnums=_as_tuple(donate_argnums, int),
+        donate=donate,
         key=key,
     )
 
 
-def _innermost(mapping_fn: Any) -> Any:
-    return _innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
+def _check_chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> None:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ValueError(
+            f"chunk_size is how many lanes run at a time, an integer of at least 1; got {chunk_size!r}. "
+            "Write chunk_size=64."
+        )
+    if axis_name is not None:
+        raise ValueError(
+            f"chunk_size={chunk_size} and axis_name={axis_name!r} exclude each other: a collective over "
+            "the axis would see the lanes of one chunk only. Leave chunk_size out, or reduce the "
+            "outputs after the call."
+        )
+    if innermost(mapping_fn) is not jax.vmap:
+        raise ValueError(
+            "chunk_size is for jax.vmap as the mapping function. Leave chunk_size out, or map with "
+            "ps.vmap2(f, chunk_size=64)."
+        )
+
+
+def innermost(mapping_fn: Any) -> Any:
+    """A mapping function without the partials around it."""
+    return innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
 
 
 def _mapping_key(mapping_fn: Any) -> Any:

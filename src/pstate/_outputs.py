@@ -19,7 +19,6 @@ from ._axis_spec import Rule
 from ._call import Run
 from ._context import Context
 from ._errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
-from ._lanes import which_differ
 from ._layout import Slot
 from ._leaves import operand_mask
 from ._paths import Path, to_path, to_place
@@ -36,7 +35,8 @@ class Leaving:
 
     `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
     says who declared the value to be the same in all lanes, and `fix` what to write instead;
-    `undeclared`, what to say if nobody declared anything and the lanes differ. A `reducer` takes the stacked lanes to one value.
+    `undeclared`, what to say if nobody declared anything and the lanes differ. A `reducer` takes the
+    stacked lanes to one value.
     """
 
     value: Any
@@ -93,16 +93,21 @@ class Outputs:
         self.leaving, self.out_leaves, self.out_treedef = self._output()
         self.written = [self._state(index) for index in sorted(set(run.writes.values) | split)]
 
-    def settle(self, reference: Any) -> None:
+    def all_leaving(self) -> list[Leaving]:
+        """The arrays that leave the lanes: those of the output, then those of written states."""
+        return self.leaving + [leaf for state in self.written for leaf in state.leaves]
+
+    def settle(self, which_differ: Callable[[list[Leaving]], list[bool]]) -> None:
         """Decide what depends on whether the lanes agree, and warn of what looks like a slip.
+
+        `which_differ` says for each leaf that is asked about whether it may differ between lanes.
 
         **Raises:** `BatchAxisError` where a value differs between lanes and was declared the same, or
         was not declared at all and the policy is `"raise"`; `ValueError` where it is an output.
         """
-        leaving = self.leaving + [leaf for state in self.written for leaf in state.leaves]
-        asked = [leaf for leaf in leaving if leaf.same_by or leaf.undeclared]
+        asked = [leaf for leaf in self.all_leaving() if leaf.same_by or leaf.undeclared]
         if self._options.infers:
-            differ = which_differ(reference, [leaf.value for leaf in asked])
+            differ = which_differ(asked)
         else:
             # Nothing is known about an unknown mapping function: what nobody declared is refused, and
             # what was declared is left for that function to check.

@@ -19,6 +19,7 @@ def vmap2(
     state_in_axes: StateAxes = None,
     state_out_axes: StateAxes = None,
     unexpected_out_state_mapping: str = "raise",
+    chunk_size: int | None = None,
 ) -> Any:
     """Map a stateful function over lanes.
 
@@ -46,6 +47,9 @@ def vmap2(
         lanes; a callable takes the lanes, stacked on a leading axis, to one value.
     - `unexpected_out_state_mapping`: `"raise"`, or give the state a new axis 0 and `"warn"`, or
         `"ignore"`.
+    - `chunk_size`: map so many lanes at a time, in a compiled loop, to bound memory. Results, states and
+        draws are the same. Reducers need the values of all lanes at once. Not with `axis_name`, since a
+        collective would see one chunk.
 
     **Returns:** a `StatefulMapping`, called like `fn`.
 
@@ -79,6 +83,7 @@ def vmap2(
             axis_size=axis_size,
             axis_name=axis_name,
             mapping_kwargs={} if spmd_axis_name is None else {"spmd_axis_name": spmd_axis_name},
+            chunk_size=chunk_size,
         )
 
     return wrap if fn is None else wrap(fn)

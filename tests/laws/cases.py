@@ -105,7 +105,7 @@ def layer(*lead: int) -> Layer:
 
 # Modules that functions are bound to; made once, so that making them is no part of any program.
 COUNTER = counter(4)
-LAYER = layer(5)
+LAYER = layer(4)
 
 
 def _count(count, delta):
@@ -159,7 +159,7 @@ def no_lanes(model, xs):
 
 @case(
     make=lambda: ps.vmap2(LAYER, state_in_axes={0: ps.HiddenState}),
-    args=lambda: (jr.normal(jr.key(0), (5, 3)),),
+    args=lambda: (jr.normal(jr.key(0), (4, 3)),),
     unwritten=lambda model: (model.weight, model.steps),
 )
 def a_module_shared_but_for_its_hidden_state(xs):
@@ -175,7 +175,7 @@ def a_module_shared_but_for_its_hidden_state(xs):
 
 @case(
     make=lambda: ps.vmap2(LAYER.__call__, state_in_axes={0: ps.filter.PathContains("hidden")}),
-    args=lambda: (jr.normal(jr.key(0), (5, 3)),),
+    args=lambda: (jr.normal(jr.key(0), (4, 3)),),
 )
 def a_bound_method(xs):
     return a_module_shared_but_for_its_hidden_state(xs)
@@ -216,7 +216,7 @@ def read(model, x):
 
 @case(
     make=lambda: ps.vmap2(read, in_axes=(None, 0)),
-    args=lambda: (layer(), jr.normal(jr.key(0), (5, 3))),
+    args=lambda: (layer(), jr.normal(jr.key(0), (4, 3))),
     unwritten=lambda model: model,
 )
 def inference(model, xs):
@@ -230,8 +230,8 @@ def read_scaled(model, x, *, gain):
 
 @case(
     make=lambda: ps.vmap2(read_scaled, in_axes={"model": None, "x": 1, "gain": 0}, out_axes=1),
-    args=lambda: (layer(), jr.normal(jr.key(0), (3, 5))),
-    kwargs=lambda: {"gain": jnp.arange(5.0)},
+    args=lambda: (layer(), jr.normal(jr.key(0), (3, 4))),
+    kwargs=lambda: {"gain": jnp.arange(4.0)},
     unwritten=lambda model: model,
 )
 def axes_by_argument_name(model, xs, gain):
@@ -297,7 +297,7 @@ class Norm(eqx.Module):
         axis_name="batch",
         state_out_axes={None: ps.BatchState},
     ),
-    args=lambda: (Norm(ps.BatchState(jnp.zeros(3)), jnp.ones(3)), jr.normal(jr.key(0), (5, 3))),
+    args=lambda: (Norm(ps.BatchState(jnp.zeros(3)), jnp.ones(3)), jr.normal(jr.key(0), (4, 3))),
     collective=True,
     unwritten=lambda model: model.gain,
 )
@@ -504,7 +504,7 @@ class Net(eqx.Module):
         return self.norm(x)
 
 
-NET = Net([layer(5), layer(5)], Norm(ps.BatchState(jnp.zeros(3)), jnp.ones(3)))
+NET = Net([layer(4), layer(4)], Norm(ps.BatchState(jnp.zeros(3)), jnp.ones(3)))
 
 
 @case(
@@ -513,7 +513,7 @@ NET = Net([layer(5), layer(5)], Norm(ps.BatchState(jnp.zeros(3)), jnp.ones(3)))
         state_in_axes={0: ps.HiddenState},
         axis_name="batch",
     ),
-    args=lambda: (jr.normal(jr.key(0), (5, 3)),),
+    args=lambda: (jr.normal(jr.key(0), (4, 3)),),
     collective=True,
     runs=3,
     unwritten=lambda net: [(one.weight, one.steps) for one in net.layers],

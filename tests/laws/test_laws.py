@@ -216,6 +216,49 @@ def test_lanes(case: Case):
         assert_same(state.value, _stack(each, axis), exact=False)
 
 
+def _by_engine(mapped: ps.StatefulMapping, **engine: Any) -> ps.StatefulMapping:
+    return ps.StatefulMapping(
+        mapped.fun,
+        in_axes=mapped.in_axes,
+        out_axes=mapped.out_axes,
+        state_in_axes=mapped.state_in_axes,
+        state_out_axes=mapped.state_out_axes,
+        unexpected_out_state_mapping=mapped.options.policy,
+        axis_name=mapped.axis_name,
+        **engine,
+    )
+
+
+ENGINES = {
+    "pmap": {"mapping_fn": jax.pmap},
+    "chunks of 1": {"chunk_size": 1},
+    "chunks of 3": {"chunk_size": 3},
+    "chunks of 99": {"chunk_size": 99},
+}
+
+
+@every_mapping
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.filterwarnings("ignore:The jitted function .* includes a pmap")
+def test_engines(case: Case, engine: str):
+    """L5: `pmap2` and chunks agree with `vmap2`; keys bit for bit, floats to rounding."""
+    if case.collective and engine != "pmap":
+        with pytest.raises(ValueError, match="would see the lanes of one chunk only"):
+            _by_engine(case.make(), **ENGINES[engine])
+        return
+    args, kwargs = case.args(), case.kwargs()
+    expected = case.pure()(*args, **kwargs)
+    mapped = _by_engine(case.make(), **ENGINES[engine])
+    pure = ps.pure(mapped, argnums=case.argnums)
+    before = ticks()
+    assert_same(pure(*args, **kwargs), expected, exact=False)
+    assert ticks() - before <= case.runs
+    before = ticks()
+    assert_same(pure(*args, **kwargs), expected, exact=False)
+    assert ticks() == before
+    assert_same(eqx.filter_jit(pure)(*args, **kwargs), expected, exact=False)
+
+
 def _raw(tree: Any) -> Any:
     leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ps.State))
     return [leaf for leaf in leaves if eqx.is_array(leaf)]

@@ -1,0 +1,73 @@
+"""The engine of `chunk_size`: k lanes at a time, through a compiled loop.
+
+Inputs are sliced where they stand, without a copy. Outputs are stacked by the loop, and what is the
+same in all lanes is carried instead. Each chunk is checkpointed, so that gradients need the memory of
+one chunk and not of all.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import jaxpr_as_fun
+
+
+def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
+    """A function of `(passed, keys)` that runs all lanes, `chunk_size` at a time."""
+    one_lane = jaxpr_as_fun(traced.jaxpr)
+    n = traced.n_local
+    in_axes, out_axes = traced.in_axes(), list(traced.out_axes)
+
+    def chunk(passed: Sequence[Any], keys: Sequence[Any], size: int) -> list[Any]:
+        mapped = jax.vmap(
+            lambda passed, keys, reference: one_lane(*passed, *keys),
+            in_axes=(in_axes, 0, 0),
+            out_axes=out_axes,
+            axis_size=size,
+        )
+        return mapped(passed, keys, jnp.arange(size))
+
+    def at(passed: Sequence[Any], keys: Sequence[Any], start: Any, size: int) -> list[Any]:
+        def part(x: Any, axis: int | None) -> Any:
+            return x if axis is None else lax.dynamic_slice_in_dim(x, start, size, axis % x.ndim)
+
+        passed = [part(x, axis) for x, axis in zip(passed, in_axes, strict=True)]
+        return chunk(passed, [part(key, 0) for key in keys], size)
+
+    def run(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
+        n_chunks, rest = divmod(n, chunk_size)
+        shapes = jax.eval_shape(lambda p, k: at(p, k, 0, chunk_size), list(passed), list(keys))
+        shared = [
+            jnp.empty(s.shape, s.dtype) for s, axis in zip(shapes, out_axes, strict=True) if axis is None
+        ]
+
+        def step(_: list[Any], start: Any) -> tuple[list[Any], list[Any]]:
+            outs = jax.checkpoint(lambda p, k, s: at(p, k, s, chunk_size))(passed, keys, start)
+            pairs = list(zip(outs, out_axes, strict=True))
+            return [x for x, axis in pairs if axis is None], [x for x, a in pairs if a is not None]
+
+        starts = jnp.arange(n_chunks) * chunk_size
+        shared, stacked = lax.scan(step, shared, starts)
+        axes = [axis for axis in out_axes if axis is not None]
+        stacked = [_merged(x, axis) for x, axis in zip(stacked, axes, strict=True)]
+        if rest:
+            last = at(passed, keys, n_chunks * chunk_size, rest)
+            tails = [x for x, axis in zip(last, out_axes, strict=True) if axis is not None]
+            stacked = [
+                jnp.concatenate([x, tail], axis % x.ndim)
+                for x, tail, axis in zip(stacked, tails, axes, strict=True)
+            ]
+        supply = iter(shared), iter(stacked)
+        return [next(supply[axis is not None]) for axis in out_axes]
+
+    return run
+
+
+def _merged(x: Any, axis: int) -> Any:
+    """Chunks stacked on a leading axis, `(n_chunks, ..., chunk_size, ...)`, as one axis of lanes."""
+    axis %= x.ndim - 1
+    moved = jnp.moveaxis(x, 0, axis)
+    shape = moved.shape
+    return moved.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])

@@ -1,6 +1,6 @@
 """pstate: state for Equinox models, threaded explicitly."""
 
-from . import filter as filter
+from . import filter as filter, nn as nn
 from ._errors import (
     AliasedStateError as AliasedStateError,
     BatchAxisError as BatchAxisError,
@@ -17,6 +17,7 @@ from ._errors import (
     UnmatchedPathWarning as UnmatchedPathWarning,
 )
 from ._mapping import StatefulMapping as StatefulMapping
+from ._new_states import pmap2_new_states as pmap2_new_states, vmap2_new_states as vmap2_new_states
 from ._pmap import pmap2 as pmap2
 from ._pure import pure as pure
 from ._random import RandomState as RandomState

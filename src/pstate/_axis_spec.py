@@ -40,6 +40,12 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", None) or _name(getattr(function, "func", type(function)))
 
 
+class Rules(tuple[Rule, ...]):
+    """An axis spec that has been parsed."""
+
+    __slots__ = ()
+
+
 def parse_state_axes(spec: StateAxes, name: str, *, reducers: bool = False) -> tuple[Rule, ...]:
     """The rules of an axis spec, in order.
 
@@ -48,6 +54,8 @@ def parse_state_axes(spec: StateAxes, name: str, *, reducers: bool = False) -> t
     """
     if spec is None:
         return ()
+    if isinstance(spec, Rules):
+        return tuple(spec)
     if not isinstance(spec, Mapping):
         spec = {0: spec}
     return tuple(_rule(axis, filter_, name, reducers) for axis, filter_ in spec.items())

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -60,7 +61,10 @@ def prepare_devices(
     out_impls = traced.out_impls
 
     def run(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
-        passed = [_data(x) for x in passed]
+        passed = [
+            _data(x if axis is not None else _on_one_device(x))
+            for x, axis in zip(passed, in_axes, strict=True)
+        ]
         given = [x for i, x in enumerate(passed) if i in donated]
         kept = [x for i, x in enumerate(passed) if i not in donated]
         outs = mapped(reference, given, kept, [_data(key) for key in keys])
@@ -69,6 +73,13 @@ def prepare_devices(
         return [_wrapped(x, impl) for x, impl in zip(outs, out_impls, strict=True)]
 
     return run
+
+
+def _on_one_device(x: Any) -> Any:
+    """An operand that all devices share. `jax.pmap` refuses one that is spread over devices."""
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or x.is_fully_replicated:
+        return x
+    return jax.device_put(x, min(x.devices(), key=lambda device: device.id))
 
 
 def _moved(x: Any, axis: int | None) -> Any:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._axis_spec import Rule, parse_state_axes
+from ._axis_spec import Rule, Rules, parse_state_axes
 from ._callable import name_of
 from ._chunks import prepare_chunks
 from ._devices import devices_of, prepare_devices
@@ -223,6 +223,8 @@ def _prefix_key(prefix: Any) -> Any:
 def _as_dict(spec: Any) -> dict[Any, Any]:
     if spec is None:
         return {}
+    if isinstance(spec, Rules):
+        return {rule.axis: rule.predicate for rule in spec}
     return dict(spec) if isinstance(spec, Mapping) else {0: spec}
 
 

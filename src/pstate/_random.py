@@ -28,6 +28,16 @@ def is_typed_key(x: Any) -> bool:
     return hasattr(x, "dtype") and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
+def is_raw_key(x: Any) -> bool:
+    """Whether `x` looks like a raw key: `uint32` data of the default implementation."""
+    return (
+        isinstance(x, jax.Array | np.ndarray)
+        and x.dtype == np.uint32
+        and x.ndim > 0
+        and x.shape[-1:] == jr.key_data(jax.eval_shape(lambda: jr.key(0))).shape[-1:]
+    )
+
+
 def batch_shape(key: Any) -> tuple[int, ...]:
     """The shape of a batch of keys: `()` for one key, typed or raw."""
     return tuple(key.shape) if is_typed_key(key) else tuple(key.shape[:-1])

@@ -1,0 +1,288 @@
+"""`Map`: a module, many times over."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._axis_spec import Rule, Rules, parse_state_axes
+from .._callable import Method
+from .._mapping import StatefulMapping
+from .._new_states import NewStates, pmap2_new_states, vmap2_new_states
+from .._paths import Path
+from .._select import states
+from .._typing import StateAxes
+
+
+_BEHAVIORS = ("vmap", "pmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class AtPaths:
+    """A filter: the states at these paths."""
+
+    paths: frozenset[Path]
+
+    def __call__(self, path: Path, leaf: Any) -> bool:
+        return path in self.paths
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Options:
+    """What a `Map` was made with. Kept out of the pytree; told apart by `key`."""
+
+    init_state_axes: StateAxes
+    state_tag: str | None
+    in_axes: Any
+    out_axes: Any
+    axis_name: Any
+    spmd_axis_name: Any
+    call_state_axes: StateAxes
+    key: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Options) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Map(eqx.Module):
+    """A module whose states are made, and whose methods are run, for many lanes at once.
+
+    It is itself a module: `jax.jit`, gradients, `eqx.tree_serialise_leaves` and further mappings take
+    it, and other modules hold it.
+
+    **Arguments:**
+
+    - `module`: an Equinox module in which some module defines `init_state`.
+    - `init_map_size`: the number of lanes.
+    - `init_state_axes`: where new states get their lanes, `{axis: filter}`; by default axis 0, and no
+        axis for a `NonBatchState`.
+    - `state_tag`: a tag that the new states get.
+    - `in_axes`, `out_axes`: of the arguments and the output of `update`, as for `pstate.vmap2`.
+    - `axis_name`: a name for collectives, in `update` and, unless it says otherwise, in `map`.
+    - `spmd_axis_name`: as for `jax.vmap`; not for `behavior="pmap"`.
+    - `call_state_axes`: how states are fed to calls, before the axes on which they were made.
+    - `behavior`: `"vmap"` on one device, or `"pmap"` with a device for each lane.
+
+    **Raises:** `ValueError` for arguments that do not fit, and for a call before `init_all_states`.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> class Accumulator(ps.nn.Module):
+        ...     total: ps.ShortTermState = ps.ShortTermState()
+        ...     def init_state(self):
+        ...         self.total.value = 0.0
+        ...     def update(self, x):
+        ...         self.total.value += x
+        ...         return self.total.value
+        >>> mapper = ps.nn.Map(Accumulator(), init_map_size=3).init_all_states()
+        >>> out, mapper = ps.pure(mapper.update)(jnp.arange(3.0))
+        >>> mapper.module.total.value
+        Array([0., 1., 2.], dtype=float32)
+    """
+
+    module: Any
+    init_map_size: int = eqx.field(static=True)
+    behavior: str = eqx.field(static=True)
+    _options: _Options = eqx.field(static=True, repr=False)
+    _axes: tuple[tuple[int | None, frozenset[Path]], ...] | None = eqx.field(static=True, repr=False)
+
+    def __init__(
+        self,
+        module: Any,
+        init_map_size: int,
+        init_state_axes: StateAxes = None,
+        state_tag: str | None = None,
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        axis_name: Any = None,
+        spmd_axis_name: Any = None,
+        call_state_axes: StateAxes = None,
+        behavior: str = "vmap",
+    ):
+        if not isinstance(module, eqx.Module):
+            raise ValueError(
+                f"Map maps an Equinox module; got {module!r} of type {type(module).__name__}. For a "
+                "function there is ps.vmap2(f)."
+            )
+        is_int = isinstance(init_map_size, int) and not isinstance(init_map_size, bool)
+        if not is_int or init_map_size < 1:
+            raise ValueError(
+                "init_map_size is the number of lanes, an integer of at least 1; got "
+                f"{init_map_size!r}. Write init_map_size=10."
+            )
+        if behavior not in _BEHAVIORS:
+            raise ValueError(
+                f"behavior is one of {', '.join(map(repr, _BEHAVIORS))}; got {behavior!r}. Write "
+                "behavior='vmap'."
+            )
+        if behavior == "pmap" and spmd_axis_name is not None:
+            raise ValueError(
+                f"spmd_axis_name={spmd_axis_name!r} is an option of jax.vmap and behavior is 'pmap'. "
+                "Leave it out, or write behavior='vmap'."
+            )
+        self.module = module
+        self.init_map_size = init_map_size
+        self.behavior = behavior
+        rules = (
+            parse_state_axes(init_state_axes, "init_state_axes"),
+            parse_state_axes(call_state_axes, "call_state_axes"),
+        )
+        key = (*rules, state_tag, repr(in_axes), repr(out_axes), axis_name, spmd_axis_name)
+        self._options = _Options(
+            init_state_axes,
+            state_tag,
+            in_axes,
+            out_axes,
+            axis_name,
+            spmd_axis_name,
+            call_state_axes,
+            key,
+        )
+        self._axes = None
+
+    @property
+    def dict_vmap_states(self) -> NewStates | None:
+        """The states that were made for the lanes, `{axis: {path: state}}`; `None` before that."""
+        if self._axes is None:
+            return None
+        known = states(self.module)
+        return {
+            axis: {path: known[path] for path in sorted(paths, key=str)} for axis, paths in self._axes
+        }
+
+    def init_all_states(self, **kwargs: Any) -> "Map":
+        """Make the states of the module for all lanes, in one run of `init_state`.
+
+        **Arguments:** the keywords of the module's `init_all_states`, the same for all lanes; a
+        `RandomState` among them is split.
+
+        **Returns:** the map with its states. It is ready for `update` and `map`.
+        """
+        make = vmap2_new_states if self.behavior == "vmap" else pmap2_new_states
+        options = self._options
+        module, new = make(
+            self.module,
+            kwargs,
+            state_tag=options.state_tag,
+            axis_size=self.init_map_size,
+            state_out_axes=options.init_state_axes,
+        )
+        axes = tuple((axis, frozenset(found)) for axis, found in new.items())
+        mapper = object.__new__(Map)
+        for field in dataclasses.fields(self):
+            object.__setattr__(mapper, field.name, getattr(self, field.name))
+        object.__setattr__(mapper, "module", module)
+        object.__setattr__(mapper, "_axes", axes)
+        return mapper
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's `update`, or the module itself where it has none, in every lane.
+
+        A stateful function: `out, mapper = ps.pure(mapper.update)(x)`.
+
+        **Raises:** `ValueError` before `init_all_states`.
+        """
+        name = "update" if hasattr(type(self.module), "update") else "__call__"
+        options = self._options
+        return self.map(name, options.in_axes, options.out_axes)(*args, **kwargs)
+
+    def map(
+        self,
+        fn: str | Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        axis_name: Any = None,
+        state_axes: StateAxes = None,
+    ) -> Callable[..., Any]:
+        """A method of the module, or a function that gets the module first, in every lane.
+
+        **Arguments:**
+
+        - `fn`: the name of a method, or a function `fn(module, *args)`.
+        - `in_axes`, `out_axes`: as for `pstate.vmap2`; the module is not counted.
+        - `axis_name`: a name for collectives; by default the one that the map was made with.
+        - `state_axes`: how states are fed, instead of by the axes on which they were made; what it does
+            not select is shared. A state that was made for the lanes is written back along its axis.
+
+        **Returns:** a stateful function: `out, mapper = ps.pure(mapper.map("predict"))(x)`.
+
+        **Raises:** `ValueError` before `init_all_states`; `AttributeError` for an unknown method.
+        """
+        if self._axes is None:
+            raise ValueError(
+                "The map has no states yet: init_all_states has not run. Make them first: "
+                "mapper = mapper.init_all_states(...)."
+            )
+        if isinstance(fn, str) and not hasattr(type(self.module), fn):
+            kind = type(self.module)
+            known = sorted(name for name in vars(kind) if callable(getattr(kind, name)))
+            known = [name for name in known if not name.startswith("_")]
+            raise AttributeError(
+                f"{kind.__name__} has no method {fn!r}; it has {', '.join(known) or 'none of its own'}. "
+                f"Name one of these: mapper.map({(known or ['__call__'])[0]!r})."
+            )
+        name = self._options.axis_name if axis_name is None else axis_name
+        return Method(
+            _MapCaller(fn, _Frozen(in_axes), _Frozen(out_axes), name, _Frozen(state_axes)), self
+        )
+
+    def _mapping(
+        self, fn: Any, in_axes: Any, out_axes: Any, axis_name: Any, state_axes: StateAxes
+    ) -> StatefulMapping:
+        function = getattr(type(self.module), fn) if isinstance(fn, str) else fn
+        assert self._axes is not None
+        made = tuple(Rule(axis, AtPaths(paths)) for axis, paths in self._axes)
+        if state_axes is None:
+            fed = (*parse_state_axes(self._options.call_state_axes, "call_state_axes"), *made)
+        else:
+            fed = parse_state_axes(state_axes, "state_axes")
+        spmd = self._options.spmd_axis_name
+        return StatefulMapping(
+            Method(function, self.module),
+            in_axes=in_axes,
+            out_axes=out_axes,
+            state_in_axes=Rules(fed),
+            state_out_axes=Rules(made),
+            axis_size=self.init_map_size,
+            axis_name=axis_name,
+            mapping_fn=jax.vmap if self.behavior == "vmap" else jax.pmap,
+            mapping_kwargs={} if spmd is None else {"spmd_axis_name": spmd},
+        )
+
+
+class _Frozen:
+    """An option of any type, as a static part of a call: equal where it prints the same."""
+
+    __slots__ = ("_key", "value")
+
+    def __init__(self, value: Any):
+        self.value = value
+        self._key = tuple(value.items()) if isinstance(value, Mapping) else repr(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and other._key == self._key
+
+    def __hash__(self) -> int:
+        return hash(str(self._key))
+
+
+@dataclasses.dataclass(frozen=True)
+class _MapCaller:
+    """What `Map.map` binds to the map: a stateful function of the map and the arguments."""
+
+    fn: Any
+    in_axes: _Frozen
+    out_axes: _Frozen
+    axis_name: Any
+    state_axes: _Frozen
+
+    def __call__(self, mapper: Map, *args: Any, **kwargs: Any) -> Any:
+        axes = self.in_axes.value, self.out_axes.value, self.axis_name, self.state_axes.value
+        return Map._mapping(mapper, self.fn, *axes)(*args, **kwargs)

@@ -1,0 +1,72 @@
+"""`Module`: an Equinox module whose states can be made after it was built."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import equinox as eqx
+
+from .._errors import FrozenStateError
+from .._init_states import assign, run_init_states
+from .._record import freeze, record
+
+
+M = TypeVar("M", bound=eqx.Module)
+
+
+def init_all_states(module: M, **kwargs: Any) -> M:
+    """Run `init_state` on every submodule, children first.
+
+    **Arguments:**
+
+    - `module`: any Equinox module. It is not changed. Each module in it that defines `init_state` takes
+        part, through lists, tuples and dicts too.
+    - `kwargs`: handed to each `init_state` that names them.
+
+    **Returns:** the module with its states filled.
+
+    **Raises:** `TypeError` for a keyword that nobody names, and for one that is missing, with the path
+    of the module.
+    """
+    with record(module) as live:
+        run_init_states(live, kwargs)
+    return freeze(live)
+
+
+class Module(eqx.Module):
+    """An Equinox module with `init_state`.
+
+    Models that build their states in `__init__` need none of this. Here a state is declared, empty, and
+    filled by `init_state`: by writing its `.value`, or by assigning the declared field.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> class Linear(ps.nn.Module):
+        ...     weight: ps.ParamState = ps.ParamState()
+        ...     def init_state(self, size):
+        ...         self.weight.value = jnp.zeros(size)
+        >>> Linear().init_all_states(size=3)
+        Linear(weight=ParamState(f32[3]))
+    """
+
+    def init_all_states(self: M, **kwargs: Any) -> M:
+        """Run `init_state` on this module and all in it, children first, and return the result.
+
+        Each gets the keywords that it names. See `pstate.nn.init_all_states`.
+        """
+        return init_all_states(self, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        declared = {field.name for field in dataclasses.fields(self)}
+        if name in declared and assign(self, name, value):
+            return
+        try:
+            super().__setattr__(name, value)
+        except dataclasses.FrozenInstanceError:
+            kind = type(self).__name__
+            raise FrozenStateError(
+                f"`{kind}.{name}` was assigned outside init_state. A module is immutable: assign "
+                f"declared fields ({', '.join(sorted(declared)) or 'none'}) in init_state, which "
+                "module = module.init_all_states() runs; write states by self.state.value = ..."
+            ) from None

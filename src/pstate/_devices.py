@@ -33,7 +33,7 @@ def prepare_devices(
         passed = [_wrapped(x, impl) for x, impl in zip(passed, in_impls, strict=True)]
         keys = [_wrapped(x, impl) for x, impl in zip(keys, key_impls, strict=True)]
         outs = one_lane(*passed, *keys)
-        return [_data(x) for x in outs]
+        return tuple(_data(x) for x in outs)
 
     ndims = [len(x.shape) for x in traced.example()]
     in_axes = [a if a is None else a % d for a, d in zip(traced.in_axes(), ndims, strict=True)]
@@ -52,9 +52,10 @@ def prepare_devices(
     mapped = mapping_fn(
         lane,
         in_axes=(0, given_axes, kept_axes, 0),
-        out_axes=out_axes if moved is None else 0,
+        # A tuple, because several processes want it hashable. No `axis_size`: on JAX 0.6 it means the
+        # lanes of all processes, and the reference has the size already.
+        out_axes=tuple(out_axes) if moved is None else 0,
         axis_name=traced.axis_name,
-        axis_size=n,
         **kwargs,
     )
     reference = np.arange(n, dtype=np.int32)

@@ -34,7 +34,7 @@ def is_raw_key(x: Any) -> bool:
         isinstance(x, jax.Array | np.ndarray)
         and x.dtype == np.uint32
         and x.ndim > 0
-        and x.shape[-1:] == jr.key_data(jax.eval_shape(lambda: jr.key(0))).shape[-1:]
+        and x.shape[-1:] == jax.eval_shape(lambda: jr.key_data(jr.key(0))).shape
     )
 
 

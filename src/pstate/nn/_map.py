@@ -96,7 +96,7 @@ class Map(eqx.Module):
     def __init__(
         self,
         module: Any,
-        init_map_size: int,
+        init_map_size: Any,  # checked below, with a message of its own
         init_state_axes: StateAxes = None,
         state_tag: str | None = None,
         in_axes: Any = 0,

@@ -8,6 +8,7 @@ import equinox as eqx
 from .._errors import FrozenStateError
 from .._init_states import assign, run_init_states
 from .._record import freeze, record
+from .._state import collect
 
 
 M = TypeVar("M", bound=eqx.Module)
@@ -20,15 +21,21 @@ def init_all_states(module: M, **kwargs: Any) -> M:
 
     - `module`: any Equinox module. It is not changed. Each module in it that defines `init_state` takes
         part, through lists, tuples and dicts too.
-    - `kwargs`: handed to each `init_state` that names them.
+    - `kwargs`: handed to each `init_state` that names them. Inside a recording a live random state
+        among them is advanced; a frozen one serves as a seed.
 
     **Returns:** the module with its states filled.
 
     **Raises:** `TypeError` for a keyword that nobody names, and for one that is missing, with the path
     of the module.
     """
-    with record(module) as live:
-        run_init_states(live, kwargs)
+    _, _, states = collect(kwargs)
+    if any(state._cell is not None for state in states):
+        with record(module) as live:
+            run_init_states(live, kwargs)
+    else:
+        with record(module) as live, record(kwargs) as live_kwargs:
+            run_init_states(live, live_kwargs)
     return freeze(live)
 
 

@@ -75,10 +75,11 @@ class Context:
         if slot is None or options.donate is None:
             return False
         structures = {index: treedef for index, treedef, *_ in writes}
-        same_structure = structures.get(slot.index) == slot.treedef
+        if slot.index not in structures or structures[slot.index] != slot.treedef:
+            return False
         placeholder = make_frozen(slot.kind, slot.tag, None)
         chosen = to_predicate(options.donate)(signature.path(slot.index), placeholder)
-        return same_structure and bool(chosen)
+        return bool(chosen)
 
     def plan(self, leaves: Sequence[Any]) -> InPlan:
         options = self.options

@@ -15,8 +15,13 @@ from ._axis_spec import Rule
 from ._call import Signature
 from ._errors import BatchAxisError
 from ._layout import Slot
+from ._messages import kind_code
 from ._random import RandomState, holds_one_key
-from ._state import NonBatchState, State, unflatten_frozen
+from ._state import NonBatchState, unflatten_frozen
+
+
+#: The group of keyword arguments, in `Signature.argument`.
+_KWARGS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ def _refuse_axis(
         group, which = signature.argument(signature.layout.key_path_of_leaf[index])
         raise ValueError(
             f"{said}, {got} and so no such axis. Broadcast it, or name an axis it has: "
-            f"{_with_none(which if group == 1 else 0, signature.n_args)}."
+            f"{_broadcast(group, which, signature.n_args)}."
         )
     if issubclass(slot.kind, RandomState):
         raise BatchAxisError(
@@ -116,9 +121,14 @@ def _refuse_axis(
         )
     raise BatchAxisError(
         f"{said}, {got} and so no such axis. Broadcast it with "
-        f"state_in_axes={{None: ps.{slot.kind.__name__}}}, or give it a lane axis first: "
+        f"state_in_axes={{None: {kind_code(slot.kind)}}}, or give it a lane axis first: "
         "state.replace(jnp.broadcast_to(state.value, (n, *state.value.shape)))."
     )
+
+
+def _broadcast(group: int, which: Any, n_args: int) -> str:
+    """The `in_axes` that broadcasts one argument, as code."""
+    return f"in_axes={{{which!r}: None}}" if group == _KWARGS else _with_none(which, n_args)
 
 
 def _with_none(position: int, n_args: int) -> str:
@@ -167,7 +177,9 @@ def _per_argument(
                 if signature.has_carrier
                 else ""
             )
-            right = f"in_axes={tuple(in_axes[i] if i < len(in_axes) else 0 for i in range(n))}"
+            # Usually it is the bound module that was counted.
+            given = in_axes[1:] if signature.has_carrier and len(in_axes) == n + 1 else in_axes
+            right = f"in_axes={tuple(given[i] if i < len(given) else 0 for i in range(n))}"
             raise ValueError(
                 f"in_axes={tuple(in_axes)} has {len(in_axes)} entries, and {described.fn} was called "
                 f"with {n} positional arguments.{extra} Give one entry to each: {right}."
@@ -280,5 +292,5 @@ def _advice(signature: Signature, described: Described, axis_size: int | None) -
 
 
 def first_argument_is_a_tree(args: Sequence[Any]) -> bool:
-    """Whether argument 0 looks like a model, which people map by mistake."""
-    return bool(args) and not isinstance(args[0], State) and jtu.tree_structure(args[0]).num_nodes > 1
+    """Whether argument 0 is a module that can be called, which people map by mistake."""
+    return bool(args) and callable(args[0]) and jtu.tree_structure(args[0]).num_nodes > 1

@@ -63,9 +63,8 @@ class Programs:
     """The programs of all functions, for one kind of transform."""
 
     def __init__(self):
-        self._weak: weakref.WeakKeyDictionary[Any, OrderedDict[Any, Any]] = weakref.WeakKeyDictionary()
-        # Builtins and the like cannot be referred to weakly; they live as long as the process.
-        self._strong: dict[int, tuple[Any, OrderedDict[Any, Any]]] = {}
+        # By identity, since callables that are equal need not compute the same.
+        self._others: dict[int, tuple[Callable[[], Any], OrderedDict[Any, Any]]] = {}
         self._lock = threading.Lock()
 
     def get(self, anchor: Any, key: Hashable, make: Callable[[], Entry]) -> Entry:
@@ -92,10 +91,37 @@ class Programs:
             return [key for key, _ in self._of(anchor)]
 
     def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
-        try:
-            found = self._weak.get(anchor)
-            if found is None:
-                found = self._weak.setdefault(anchor, OrderedDict())
-            return found
-        except TypeError:
-            return self._strong.setdefault(id(anchor), (anchor, OrderedDict()))[1]
+        if isinstance(anchor, types.FunctionType):
+            # On the function itself: a closure that leads back to it, as a lambda in a method has, is
+            # then a cycle that the garbage collector sees through.
+            own = anchor.__dict__.get(_OWN)
+            if own is None or own.function() is not anchor:  # functools.wraps copies what it finds
+                own = anchor.__dict__[_OWN] = _Own(anchor)
+            return own.programs.setdefault(id(self), OrderedDict())
+        found = self._others.get(id(anchor))
+        if found is None or found[0]() is not anchor:
+            found = self._others[id(anchor)] = (_reference(anchor, self._others), OrderedDict())
+        return found[1]
+
+
+_OWN = "__pstate_programs__"
+
+
+class _Own:
+    """The programs of one function, by kind of transform. Pickled with a function, it is empty."""
+
+    def __init__(self, function: Any = None):
+        self.function: Any = (lambda: None) if function is None else weakref.ref(function)
+        self.programs: dict[int, OrderedDict[Any, Any]] = {}
+
+    def __reduce__(self) -> Any:
+        return _Own, ()
+
+
+def _reference(anchor: Any, table: dict[int, Any]) -> Callable[[], Any]:
+    """A reference that clears its place in the table; strong for builtins and the like."""
+    identity = id(anchor)
+    try:
+        return weakref.ref(anchor, lambda _: table.pop(identity, None))
+    except TypeError:
+        return lambda: anchor

@@ -24,7 +24,7 @@ from ._callable import (
     parameters,
     restore,
 )
-from ._cell import Deferred, Recording
+from ._cell import Recording
 from ._errors import AliasedStateError, FrozenStateError, StateError
 from ._layout import Layout, find_aliases, layout_of
 from ._leaves import static_key
@@ -61,15 +61,8 @@ def _bare(argument: Any) -> Any:
     return argument.value if type(argument) is Static else argument
 
 
-@dataclasses.dataclass
-class Writes:
-    """What a run wrote: the new value of each written state, by slot index.
-
-    `drawn`: which of them are random states that were advanced by draws, not assigned.
-    """
-
-    values: dict[int, Any]
-    drawn: frozenset[int] = frozenset()
+#: What a run wrote: the new value of each written state, by slot index.
+Writes = dict[int, Any]
 
 
 _FN, _ARGS, _KWARGS = range(3)
@@ -155,16 +148,21 @@ class Call:
             writes,
         )
 
-    def code(self, fn_code: str) -> str:
-        """The call through `pure`, as a line of code."""
-        names = self.names
-        passed = [names[i] if i < len(names) else f"args[{i}]" for i in range(len(self.args))]
-        passed += [f"{name}={name}" for name in self.kwargs]
-        if self.signature.has_carrier:
-            carried = root_name(carrier_of(self.fn))
-        else:
-            carried = passed[0] if passed else "tree"
-        return f"out, {carried} = ps.pure({fn_code})({', '.join(passed)})"
+    def code(self, fn_code: str, written: int) -> str:
+        """The call through `pure` that gives back the state of a slot, as a line of code."""
+        names = [*self.names, *(f"arg{i}" for i in range(len(self.names), len(self.args)))]
+        passed = names[: len(self.args)]
+        signature = self.signature
+        group, which = signature.argument(signature.layout.slots[written].key_path)
+        keywords = [name for name in self.kwargs if group != _KWARGS or name != which]
+        if group == _KWARGS:  # what is given back is passed by position
+            which, passed = len(passed), [*passed, which]
+        shown = ", ".join([*passed, *(f"{name}={name}" for name in keywords)])
+        if group == _FN:
+            return f"out, {root_name(carrier_of(self.fn))} = ps.pure({fn_code})({shown})"
+        default = not signature.has_carrier and which == 0
+        argnums = "" if default else f", argnums={which}"
+        return f"out, {passed[which]} = ps.pure({fn_code}{argnums})({shown})"
 
     def refuse_deleted(self, fn_code: Callable[[], str]) -> None:
         """Raise if a buffer of the call was donated before."""
@@ -184,24 +182,23 @@ class Call:
 
         **Raises:** `FrozenStateError` where a written state came in frozen.
         """
-        values = writes.values
-        if not values:
+        if not writes:
             return
-        frozen = [index for index in values if self.states[index]._cell is None]
+        frozen = [index for index in writes if self.states[index]._cell is None]
         if frozen:
             index = frozen[0]
             raise FrozenStateError(
                 f"`{self.place(index)}` ({type(self.states[index]).__name__}) was written, and nobody "
                 "takes the new value: the function was called outside `pure` and outside a "
-                f"recording. Take the changed tree back:\n    {self.code(fn_code())}"
+                f"recording. Take the changed tree back:\n    {self.code(fn_code(), index)}"
             )
-        cells = {index: self.states[index]._cell for index in values}
+        cells = {index: self.states[index]._cell for index in writes}
         for index, cell in cells.items():
             assert cell is not None
             cell.check_writable(type(self.states[index]).__name__)
         for index, cell in cells.items():
             assert cell is not None
-            cell.put(copy(values[index]), drawn=index in writes.drawn)
+            cell.put(copy(writes[index]))
 
     def updated_carrier(self, writes: Writes) -> Any:
         """The carrier of the callable, with the writes in it."""
@@ -210,15 +207,18 @@ class Call:
 
     def updated_argument(self, position: int, writes: Writes) -> Any:
         """A positional argument, with the writes in it."""
-        return self._rebuilt((_ARGS, position), self.args[position], writes)
+        argument = self.args[position]
+        if type(argument) is Static:
+            return argument.value
+        return self._rebuilt((_ARGS, position), argument, writes)
 
     def _rebuilt(self, where: tuple[int, ...], subtree: Any, writes: Writes) -> Any:
         treedef, start, stop = _subtree(self.treedef, where)
         slots = self.signature.layout.slots
-        mine = {i: v for i, v in writes.values.items() if self._within(slots[i].key_path, where)}
+        mine = {i: v for i, v in writes.items() if self._within(slots[i].key_path, where)}
         if not mine:
             return freeze(subtree)
-        leaves = [x.get() if type(x) is Deferred else x for x in self.leaves[start:stop]]
+        leaves = list(self.leaves[start:stop])
         for index, value in mine.items():
             slot = slots[index]
             new, new_treedef = jtu.tree_flatten(value)
@@ -229,7 +229,7 @@ class Call:
 
     @staticmethod
     def _within(key_path: Sequence[Any], where: tuple[int, ...]) -> bool:
-        return tuple(key.idx for key in key_path[: len(where)]) == where
+        return tuple(getattr(key, "idx", None) for key in key_path[: len(where)]) == where
 
     def _rebuilt_slowly(self, where: tuple[int, ...], subtree: Any, mine: dict[int, Any]) -> Any:
         """For values whose structure changed: an empty state that was filled, say."""
@@ -291,10 +291,7 @@ def run_body(treedef: Any, leaves: Sequence[Any], recording: Recording) -> Run:
     finally:
         cells = recording.cells
         recording.close(check=ok)
-    writes = Writes(
-        {cell.index: cell.value for cell in cells if cell.written},
-        frozenset(cell.index for cell in cells if cell.drawn),
-    )
+    writes = {cell.index: cell.value for cell in cells if cell.written}
     reads = frozenset(cell.index for cell in cells if cell.read)
     _, _, states = collect(out)
     if not states:
@@ -334,5 +331,5 @@ def refuse_echo(call: Call, run_echoed: tuple[tuple[int, str], ...], fn_code: st
             f"{describe(call.states[index])} came in as `{call.place(index)}` and also stands in the "
             f"output as `{place}`: it would come back twice and be two states from then on. Let it "
             "come back once, by leaving it out of the return value, or return a copy of its own: "
-            f"state.replace(state.value). The call was:\n    {call.code(fn_code)}"
+            f"state.replace(state.value). The call was:\n    {call.code(fn_code, index)}"
         )

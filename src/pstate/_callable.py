@@ -163,6 +163,9 @@ def anchor_of(fn: Any) -> Any:
             return anchor_of(fn.__func__)
         case _ if _is_callable_module(fn):
             return type(fn).__call__
+        case types.MethodType():
+            # A method of a plain object: the object is part of the key, as any static leaf.
+            return fn.__func__
         case _:
             return fn
 
@@ -176,7 +179,7 @@ def n_bound(fn: Any) -> int:
             return 1 + n_bound(fn.function)
         case Partial():
             return len(fn.args) + n_bound(fn.function)
-        case _ if _is_bound_method(fn) or _is_callable_module(fn):
+        case _ if _is_bound_method(fn) or _is_callable_module(fn) or isinstance(fn, types.MethodType):
             return 1
         case _:
             return 0

@@ -36,12 +36,23 @@ class Link(tuple):
     cell: "weakref.ref[Cell]"
 
 
+class ForeignReadError(TraceScopeError):
+    """A deferred value was needed under a JAX trace in which it cannot be computed."""
+
+
 class Deferred:
-    """A value that is computed when it is first needed, under the trace that it belongs to."""
+    """A value that is computed when it is first needed.
 
-    __slots__ = ("_make", "_place", "_trace", "_value", "dtype", "shape")
+    `anywhere` says that computing it is no more than taking a value that exists; otherwise it is
+    computed under the trace that it belongs to, or not at all.
+    """
 
-    def __init__(self, make: Callable[[], Any], like: Any, place: Callable[[], str]):
+    __slots__ = ("_anywhere", "_make", "_place", "_trace", "_value", "dtype", "shape")
+
+    def __init__(
+        self, make: Callable[[], Any], like: Any, place: Callable[[], str], anywhere: bool = False
+    ):
+        self._anywhere = anywhere
         self.shape: tuple[int, ...] = like.shape
         self.dtype: Any = like.dtype
         self._make: Callable[[], Any] | None = make
@@ -52,9 +63,9 @@ class Deferred:
     def get(self) -> Any:
         """The value. Computed once."""
         if self._make is not None:
-            if current_trace() != self._trace:
+            if not self._anywhere and current_trace() != self._trace:
                 place = self._place()
-                raise TraceScopeError(
+                raise ForeignReadError(
                     f"The random state `{place}` belongs to the lanes of a mapping and was first "
                     "read under another JAX trace inside the lane. Draw before entering the raw "
                     f"transform: key = {place}.split_key()."
@@ -129,7 +140,6 @@ class Cell:
 
     __slots__ = (
         "__weakref__",
-        "drawn",
         "handed_out",
         "index",
         "link",
@@ -145,7 +155,6 @@ class Cell:
         self.index = len(recording.cells)
         self.written = False
         self.read = False
-        self.drawn = False
         self.handed_out: list[tuple[Any, Any]] = []
         self.link = Link(tag)
         self.link.cell = weakref.ref(self)
@@ -170,18 +179,12 @@ class Cell:
             self.handed_out.append((copied, value))
         return copied
 
-    def put(self, value: Any, *, drawn: bool = False) -> None:
-        """Record a write. `drawn` says that it is what remains of a random state after a draw."""
-        self.handed_out = [
-            # A copy written back is watched from here on; one that was edited and replaced by
-            # another write was an intermediate value of the caller's.
-            (held, value if not same(held, source) else source)
-            for held, source in self.handed_out
-            if same(held, source) or same(held, value)
-        ]
+    def put(self, value: Any) -> None:
+        """Record a write."""
+        # A copy that is written back is watched from here on; the others were intermediate values.
+        self.handed_out = [(held, value) for held, _ in self.handed_out if same(held, value)]
         self.value = value
         self.written = True
-        self.drawn = drawn
 
     def check_writable(self, kind: str) -> None:
         """Raise unless a write here and now is recorded."""

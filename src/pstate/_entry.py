@@ -1,14 +1,13 @@
 """A compiled program, and what happens when its body reads a state that it did not receive."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from ._cell import Watch, local
 from ._errors import CapturedStateError, CapturedStateWarning
-from ._messages import describe
+from ._messages import describe, warn
 
 
 class Captured(Exception):  # noqa: N818 (never leaves the package)
@@ -63,6 +62,19 @@ class DeviceEntry:
             found = self.traced[key] = self._trace(leaves)
         return found
 
+    def jaxpr(self, avals: Sequence[Any]) -> Any:
+        """The program that each device runs."""
+        return self.replay(list(avals), self.program.leaves(avals)).jaxpr
+
+    def lower(self, avals: Sequence[Any]) -> Any:
+        """The program of all devices, lowered."""
+        try:
+            return jax.jit(watched(self.program, self.name)).lower(*avals)
+        except Captured as captured:
+            raise CapturedStateError(
+                captured_message(self.program.described.fn, captured.shown)
+            ) from None
+
     def _trace(self, leaves: list[Any]) -> Any:
         try:
             return watched(self.program.replay, self.name)(leaves)
@@ -92,18 +104,33 @@ class Entry:
         self.uncompiled = False
         self.jitted = jax.jit(watched(program, name))
 
+    def jaxpr(self, avals: Sequence[Any]) -> Any:
+        """The program; a call that ran is not traced again."""
+        return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
+
+    def lower(self, avals: Sequence[Any]) -> Any:
+        """The program, lowered."""
+        return self._looked_at(lambda: self.jitted.lower(*avals))
+
+    def _looked_at(self, look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except Captured as captured:
+            raise CapturedStateError(
+                captured_message(self.program.described.fn, captured.shown)
+            ) from None
+
     def run(self, arrays: list[Any]) -> Any:
         if not self.uncompiled:
             try:
                 return self.jitted(*arrays)
             except Captured as captured:
                 self.uncompiled = True
-                warnings.warn(
+                warn(
                     f"{self.program.described.fn} reads the state {captured.shown}, which is no "
                     "argument. Compiled, it would keep the value that the state has now; therefore it "
                     "runs uncompiled, which is slow. Pass the tree that holds the state as an argument "
                     "and broadcast it: in_axes=(None, 0).",
                     CapturedStateWarning,
-                    stacklevel=5,
                 )
         return self.program(*arrays)

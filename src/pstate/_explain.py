@@ -140,7 +140,7 @@ def _axis(axis: Any) -> str:
 def _use(index: int, came: Input, run: Run, written: dict[int, Any]) -> str:
     uses = ["read"] * (index in run.reads)
     uses += ["split"] * (came.split and index in written)
-    uses += ["written"] * (index in run.writes.values)
+    uses += ["written"] * (index in run.writes)
     return ", ".join(uses) or "unused"
 
 

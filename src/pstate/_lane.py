@@ -20,8 +20,8 @@ def run_lane(program: Context, leaves: Sequence[Any], index: int) -> Run:
     n = plan.axis_size
     if not -n <= index < n:
         raise IndexError(
-            f"{program.described.fn} has {n} lanes in this call; got lane({index}). Choose one from 0 "
-            f"to {n - 1}."
+            f"{program.described.fn} has {n} lanes in this call; got lane({index}). "
+            + (f"Choose one from 0 to {n - 1}." if n else "Pass at least one.")
         )
     index %= n
     own: list[Any] = []
@@ -39,4 +39,5 @@ def run_lane(program: Context, leaves: Sequence[Any], index: int) -> Run:
 def _key(program: Context, key: Any, n: int, index: int, leaf: int) -> Deferred:
     slot = program.signature.layout.slot_of_leaf[leaf]
     assert slot is not None
-    return Deferred(lambda: jr.split(key, n + 1)[1 + index], key, lambda: program.place(slot.index))
+    make = lambda: jr.split(key, n + 1)[1 + index]
+    return Deferred(make, key, lambda: program.place(slot.index), anywhere=False)

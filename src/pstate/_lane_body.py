@@ -37,7 +37,6 @@ class Meta:
     echoed: tuple[tuple[int, str], ...]
     rows: list[Row]
     axis_size: int
-    drawn: frozenset[int]
 
     def result(self, arrays: Sequence[Any]) -> tuple[Any, Writes, set[int]]:
         """The output, the writes, and which of them are soft."""
@@ -45,11 +44,11 @@ class Meta:
         out = self.out_treedef.unflatten(
             [next(supply) if leaf is NEXT else leaf for leaf in self.out_leaves]
         )
-        values = {
+        writes = {
             index: treedef.unflatten([next(supply) for _ in range(count)])
             for index, treedef, count, _ in self.writes
         }
-        return out, Writes(values, self.drawn), {index for index, _, _, soft in self.writes if soft}
+        return out, writes, {index for index, _, _, soft in self.writes if soft}
 
 
 jtu.register_pytree_node(Meta, lambda meta: ((), meta), lambda meta, _: meta)
@@ -88,27 +87,32 @@ class LaneBody:
         return [self.plan.leaves[i].axis for i in self.passed]
 
     def run(
-        self, passed: Sequence[Any], lane_key: Callable[[int], Callable[[], Any]], drawn: Any
+        self,
+        passed: Sequence[Any],
+        lane_key: Callable[[int], Callable[[], Any]],
+        drawn: Any,
+        anywhere: bool,
     ) -> tuple[Run, Outputs]:
         """Run the body on the operands of one lane.
 
         `lane_key(index)()` gives the lane's key of a split random state, when it is first needed;
-        `drawn` is the collection of those that were needed, and is looked at after the run.
+        `drawn` is the collection of those that were needed, and is looked at after the run. `anywhere`
+        says that the keys exist already.
         """
         leaves = list(self.leaves)
         for index, value in zip(self.passed, passed, strict=True):
             leaves[index] = value
         for slot in self.split:
-            leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start)
+            leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start, anywhere)
         recording = self.context.recording(self.leaves)
         run = run_body(self.signature.treedef, leaves, recording)
         if run.aliased_out is not None:
             raise AliasedStateError(alias_message(*run.aliased_out))
         return run, Outputs(self.context, self.leaves, self.plan, run, frozenset(drawn))
 
-    def _deferred(self, make: Callable[[], Any], index: int, leaf: int) -> Deferred:
+    def _deferred(self, make: Callable[[], Any], index: int, leaf: int, anywhere: bool) -> Deferred:
         context = self.context
-        return Deferred(make, self.leaves[leaf], lambda: context.place(index))
+        return Deferred(make, self.leaves[leaf], lambda: context.place(index), anywhere)
 
     def meta(self, run: Run, outputs: Outputs) -> Meta:
         described = self.context.described
@@ -124,7 +128,6 @@ class LaneBody:
             run.echoed,
             rows,
             self.plan.axis_size,
-            frozenset(w.index for w in outputs.written if w.kept) | run.writes.drawn,
         )
 
 

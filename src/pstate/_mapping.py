@@ -25,6 +25,7 @@ from ._explain import Explanation, notes_of
 from ._lane import run_lane
 from ._lane_body import Meta
 from ._leaves import operand_mask, static_key
+from ._messages import warn
 from ._options import Options, make_options
 from ._program import Program
 from ._transform import Transform, checked, code_of
@@ -171,7 +172,7 @@ class StatefulMapping(Transform):
             if not -n <= number < n:
                 raise ValueError(
                     f"static_argnums={self.options.static_argnums} counts the arguments that the caller "
-                    f"passes, and {n} were passed to {self._code()}: positions {list(range(n))}. Write "
+                    f"passes, and {n} were passed to {code_of(self)}: positions {list(range(n))}. Write "
                     f"static_argnums={max(n - 1, 0)}."
                 )
         positions = {number % n for number in self.options.static_argnums}
@@ -203,7 +204,7 @@ class StatefulMapping(Transform):
         )
         described = Described(
             tuple(call.names),
-            self._code(),
+            code_of(self),
             not call.signature.has_carrier and first_argument_is_a_tree(call.args),
         )
         return Program(
@@ -234,7 +235,7 @@ class StatefulMapping(Transform):
                 leaf = call.leaves[i]
                 raise TypeError(
                     f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so that "
-                    f"{self._code()} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
+                    f"{code_of(self)} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
                     "jnp.asarray(...), or something hashable."
                 ) from None
         return tuple(keys)
@@ -247,16 +248,21 @@ class StatefulMapping(Transform):
             if key[0] not in (int, float, complex):
                 continue
             rest = statics[:position] + statics[position + 1 :]
-            values = {s[position] for s in same if s[:position] + s[position + 1 :] == rest}
+            values = {
+                s[position]
+                for s in same
+                if len(s) == len(statics)
+                and s[position][0] == index
+                and s[:position] + s[position + 1 :] == rest
+            }
             if len(values) != _MANY_VALUES - 1:
                 continue
             place = call.signature.place(call.signature.layout.key_path_of_leaf[index], call.names)
-            warnings.warn(
-                f"`{place}` is a Python number and has had {_MANY_VALUES} values: {self._code()} "
+            warn(
+                f"`{place}` is a Python number and has had {_MANY_VALUES} values: {code_of(self)} "
                 "compiled a program for each, since what is no array is part of the program. Pass an "
                 f"array: jnp.asarray({call.leaves[index]!r}).",
                 RecompilationWarning,
-                stacklevel=6,
             )
 
     # Looking ------------------------------------------------------------------------------------
@@ -281,7 +287,7 @@ class StatefulMapping(Transform):
         whose outputs are the arrays of the output and then of the written states. A call that ran
         already is not traced again.
         """
-        return key.entry.jitted.trace(*key.avals).jaxpr
+        return key.entry.jaxpr(key.avals)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What the mapping decides for a call, as a table: nothing is computed.
@@ -315,7 +321,7 @@ class StatefulMapping(Transform):
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
         notes = notes_of(options.rules_in, options.rules_out, states)
-        return Explanation(self._code(), meta.axis_size, tuple(meta.rows), notes)
+        return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes)
 
     def lane(self, index: int) -> "Lane":
         """One lane, run eagerly and without the others: for `print` and `pdb`.
@@ -335,10 +341,13 @@ class StatefulMapping(Transform):
         The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
         """
         key = self.get_arg_cache_key(*args, **kwargs)
-        return key.entry.jitted.lower(*key.avals)
+        return key.entry.lower(key.avals)
 
     def _code(self) -> str:
-        return self.options.code(self.options.name or code_of(self.fun))
+        return self.options.code(code_of(self.fun))
+
+    def __repr__(self) -> str:
+        return code_of(self)
 
 
 class Lane(Transform):
@@ -389,10 +398,7 @@ def _finish(
         refuse_echo(call, live, code())
     if soft and not threaded:
         # The lanes only read these keys. Where nobody threads them there is nothing to advance.
-        values = {
-            i: v for i, v in writes.values.items() if i not in soft or call.states[i]._cell is not None
-        }
-        writes = Writes(values, writes.drawn)
+        writes = {i: v for i, v in writes.items() if i not in soft or call.states[i]._cell is not None}
     return out, writes
 
 

@@ -1,6 +1,8 @@
 """What errors say of a state: where it stands, what happened to it, and what is right."""
 
 import re
+import sys
+import warnings
 from typing import Any
 
 from ._cell import Cell, Link, local
@@ -64,3 +66,23 @@ def empty_message(state: Any) -> str:
         f"tree = ps.update(tree, {{path: value}}). Trees masked by eqx.partition, eqx.filter, optax or "
         "gradients hold empty states too: combine them first, eqx.combine(dynamic, static)."
     )
+
+
+def kind_code(kind: type) -> str:
+    """A kind of state as code: `ps.HiddenState`, or `Membrane` for a user's own."""
+    own = kind.__module__.partition(".")[0] == "pstate"
+    return f"ps.{kind.__name__}" if own else kind.__name__
+
+
+#: Packages whose frames a warning passes over, to point at the user's line.
+_PASSED_OVER = ("pstate", "jax", "equinox", "jaxtyping", "beartype")
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn, pointing at the line outside pstate and JAX that led here."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _PASSED_OVER:
+            break
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._axis_spec import Rule, Rules, parse_state_axes
+from ._axis_spec import Rule, Rules, parse_state_axes, partial_key
 from ._callable import name_of
 from ._chunks import prepare_chunks
 from ._devices import devices_of, prepare_devices
+from ._messages import kind_code
 from ._typing import Filter, StateAxes
-from .filter import to_predicate
+from .filter import All, Any as AnyOf, Not, OfType, to_predicate
 
 
 #: What to do with an undeclared write that differs between lanes.
@@ -154,7 +155,7 @@ def make_options(
         chunk_size,
         _as_tuple(donate_argnums, int),
         to_predicate(donate),
-        _mapping_key(mapping_fn),
+        partial_key(mapping_fn),
         tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(kwargs.items())),
     )
     return Options(
@@ -204,20 +205,24 @@ def innermost(mapping_fn: Any) -> Any:
     return innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
 
 
-def _mapping_key(mapping_fn: Any) -> Any:
-    # A partial made anew on each call is the same mapping function.
-    if isinstance(mapping_fn, ft.partial):
-        keywords = tuple(sorted(mapping_fn.keywords.items()))
-        return _mapping_key(mapping_fn.func), mapping_fn.args, keywords
-    return mapping_fn
-
-
 def _prefix_key(prefix: Any) -> Any:
     if isinstance(prefix, Mapping):
         # By argument name; may mix what cannot be sorted.
         return tuple((name, _prefix_key(axes)) for name, axes in prefix.items())
     leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
     return tuple(leaves), treedef
+
+
+def _filter_code(value: Any) -> str:
+    match value:
+        case OfType():
+            return f"OfType({_as_code(value.type)})"
+        case AnyOf() | All():
+            return f"{type(value).__name__}({', '.join(map(_as_code, value.filters))})"
+        case Not():
+            return f"Not({_as_code(value.filter)})"
+        case _:
+            return repr(value)
 
 
 def _as_dict(spec: Any) -> dict[Any, Any]:
@@ -239,9 +244,12 @@ def _as_code(value: Any) -> str:
     if isinstance(value, tuple | list):
         inner = ", ".join(map(_as_code, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if value is ...:
+        return "..."
     if isinstance(value, type):
-        own = value.__module__.partition(".")[0] == "pstate"
-        return f"ps.{value.__name__}" if own else value.__name__
+        return kind_code(value)
+    if type(value).__module__ == OfType.__module__:
+        return f"ps.filter.{_filter_code(value)}"
     if isinstance(value, ft.partial):
         kwargs = [f"{name}={_as_code(v)}" for name, v in value.keywords.items()]
         return f"ft.partial({', '.join([_as_code(value.func), *map(_as_code, value.args), *kwargs])})"

@@ -6,12 +6,10 @@ that stand in the output take `state_out_axes`, then their kind (`NonBatchState`
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._axes import InPlan, Input, spread_out_axes
@@ -21,6 +19,7 @@ from ._context import Context
 from ._errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
 from ._layout import Slot
 from ._leaves import operand_mask
+from ._messages import kind_code, warn
 from ._paths import Path, to_path, to_place
 from ._state import NonBatchState, State, is_state
 
@@ -91,7 +90,7 @@ class Outputs:
         self._split = split
         self._matched: set[Rule] = set()
         self.leaving, self.out_leaves, self.out_treedef = self._output()
-        self.written = [self._state(index) for index in sorted(set(run.writes.values) | split)]
+        self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
 
     def all_leaving(self) -> list[Leaving]:
         """The arrays that leave the lanes: those of the output, then those of written states."""
@@ -130,7 +129,7 @@ class Outputs:
         leaf.axis = 0
         leaf.reason = f"policy {self._options.policy!r}"
         if self._options.policy == "warn":
-            warnings.warn(leaf.undeclared, BatchAxisWarning, stacklevel=2)
+            warn(leaf.undeclared, BatchAxisWarning)
 
     # The output -----------------------------------------------------------------------------------
 
@@ -161,7 +160,7 @@ class Outputs:
     ) -> Leaving:
         place = f"{place} ({type(state).__name__})"
         if rule is not None:
-            return _by_rule(leaf, rule, place)
+            return _by_rule(leaf, rule, place, kind_code(type(state)))
         if isinstance(state, NonBatchState):
             same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
             return Leaving(leaf, None, "NonBatchState", same_by, fix)
@@ -173,16 +172,20 @@ class Outputs:
         slot = self._signature.layout.slots[index]
         place = f"{self._program.place(index)} ({slot.kind.__name__})"
         rule = self._match(self._signature.path(index), slot.state(self._leaves))
-        soft = index not in self._run.writes.values
-        drawn = index in self._split and (soft or index in self._run.writes.drawn)
-        if soft or (drawn and (rule is None or rule.is_none)):
+        soft = index not in self._run.writes
+        if soft or (index in self._split and (rule is None or rule.is_none)):
             # Whatever lanes draw, the state keeps keys[0]. A key that lanes only read has been split
             # all the same, and must not be used again.
             return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
-        leaves, treedef = jtu.tree_flatten(self._run.writes.values[index])
+        leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         came = self._plan.of(slot)
         if rule is not None:
-            return Written(index, treedef, [_by_rule(leaf, rule, place) for leaf in leaves], f"{rule}")
+            return Written(
+                index,
+                treedef,
+                [_by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves],
+                f"{rule}",
+            )
         if came is not None and came.axis is not None:
             reason = "as it came in"
             axes = self._axes_in(slot, treedef)
@@ -190,6 +193,10 @@ class Outputs:
                 _checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
             ]
             return Written(index, treedef, leaving, reason)
+        if issubclass(slot.kind, NonBatchState):
+            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            leaving = [Leaving(leaf, None, "NonBatchState", same_by, fix) for leaf in leaves]
+            return Written(index, treedef, leaving, "NonBatchState")
         message = self._undeclared_message(slot, came)
         reason = "the same in all lanes"
         leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
@@ -207,14 +214,19 @@ class Outputs:
         return None
 
     def _undeclared_message(self, slot: Slot, came: Input | None) -> str:
-        kind = f"ps.{slot.kind.__name__}"
+        kind = kind_code(slot.kind)
         how = f"without an axis ({came.reason})" if came is not None else "empty"
+        own = (
+            f"Give each lane its own, with a leading axis of {self._plan.axis_size}: "
+            f"state_in_axes={{0: {kind}}}; or stack"
+            if came is not None
+            else "Stack"
+        )
         known = "differs" if self._options.infers else "may differ"
         return (
             f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in {how} and was written "
-            f"with a value that {known} between lanes, and no axis is declared for it. Give each lane "
-            f"its own, with a leading axis of {self._plan.axis_size}: state_in_axes={{0: {kind}}}; or "
-            f"stack the lanes' values into it: state_out_axes={{0: {kind}}}; or reduce them: "
+            f"with a value that {known} between lanes, and no axis is declared for it. {own} the lanes' "
+            f"values into it: state_out_axes={{0: {kind}}}; or reduce them: "
             f"state_out_axes={{ft.partial(jnp.mean, axis=0): {kind}}}."
         )
 
@@ -231,13 +243,12 @@ class Outputs:
             leaf = written.leaves[0]
             if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
                 continue
-            warnings.warn(
+            warn(
                 f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
                 f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
                 "axis on each call. Declare how it comes in: "
-                f"state_in_axes={{{leaf.axis}: ps.{slot.kind.__name__}}}.",
+                f"state_in_axes={{{leaf.axis}: {kind_code(slot.kind)}}}.",
                 BatchAxisWarning,
-                stacklevel=2,
             )
 
     def _warn_of_unmatched(self) -> None:
@@ -255,12 +266,11 @@ class Outputs:
             for rule in rules:
                 if rule.wants_a_match and not any(rule.predicate(*each) for each in states):
                     kinds = sorted({type(state).__name__ for _, state in states})
-                    warnings.warn(
+                    warn(
                         f"{name}={rule} of {self._program.described.fn} matches no state of the call, "
                         f"which has {'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. "
                         "Leave the filter out, or name one that is there.",
                         UnmatchedFilterWarning,
-                        stacklevel=2,
                     )
 
 
@@ -271,19 +281,21 @@ def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
     return _checked(leaf, axis, f"out_axes={axis}", place)
 
 
-def _by_rule(leaf: Any, rule: Rule, place: str) -> Leaving:
+def _by_rule(leaf: Any, rule: Rule, place: str, code: str) -> Leaving:
     if rule.reducer is not None:
         return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
     if rule.axis is None:
         same_by = f"state_out_axes={rule} for `{place}`"
-        kind = place.rpartition("(")[2].rstrip(")")
-        fix = f"Give it an axis: state_out_axes={{0: ps.{kind}}}."
+        fix = f"Give it an axis: state_out_axes={{0: {code}}}."
         return Leaving(leaf, None, f"state_out_axes={rule}", same_by, fix)
     return _checked(leaf, rule.axis, f"state_out_axes={rule}", place)
 
 
 def _checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
-    shape = tuple(jnp.shape(leaf))
+    is_number = isinstance(leaf, bool | int | float | complex)
+    shape = tuple(getattr(leaf, "shape", ()))
+    if not hasattr(leaf, "shape") and not is_number:
+        return Leaving(leaf, axis, reason)  # no array, and so without a place for lanes
     if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
         raise BatchAxisError(
             f"`{place}` leaves along axis {axis} ({reason}), and a lane's value has shape {shape}: "

@@ -13,7 +13,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from ._axes import InPlan
-from ._cell import Deferred
+from ._cell import Deferred, ForeignReadError
 from ._context import Context
 from ._lane_body import LaneBody, Meta, ordered
 from ._lanes import lane_key, which_differ
@@ -57,14 +57,28 @@ class _Direct(LaneBody):
     def __init__(self, context: Context, leaves: list[Any], plan: InPlan, wants_rows: bool):
         super().__init__(context, leaves, plan, wants_rows)
         self.kept: dict[int, Any] = {}
+        self.first: dict[int, Any] = {}
         self.positions: list[tuple[int, int]] = []
         self.reducers: dict[int, Callable[..., Any]] = {}
         self.found: Meta | None = None
         self.axes = self._possible_axes()
 
     def run(self) -> tuple[list[Any], Meta]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not self.options.infers:
+            return self._run(self._split_outside())
+        try:
+            return self._run({})
+        except ForeignReadError:
+            # A lane first needs its key under a further trace, where it cannot be split. So it is split
+            # before, and the body runs once more.
+            if not self.split:
+                raise
+        keys = self._split_outside()
+        self.kept, self.positions, self.reducers = {}, [], {}
+        return self._run(keys)
+
+    def _run(self, keys: dict[int, Any]) -> tuple[list[Any], Meta]:
         options = self.options
-        keys = {} if options.infers else self._split_outside()
         mapped = options.mapping_fn(
             self._lane,
             in_axes=(0, self.in_axes(), 0),
@@ -93,14 +107,16 @@ class _Direct(LaneBody):
         return (None, *sorted(axes))
 
     def _split_outside(self) -> dict[int, Any]:
-        """Keys for a mapping function that is not known to run the rules of `custom_vmap`."""
+        """Keys that are split before the lanes run, whether or not they draw.
+
+        For a mapping function that is not known to run the rules of `custom_vmap`.
+        """
         keys = {}
         for slot in self.split:
             key = self.leaves[slot.start]
             key = key.get() if type(key) is Deferred else key
             both = jr.split(key, self.plan.axis_size + 1)
-            keys[slot.index] = both[1:]
-            self.first = {**getattr(self, "first", {}), slot.index: both[0]}
+            self.first[slot.index], keys[slot.index] = both[0], both[1:]
         return keys
 
     # Inside a lane ------------------------------------------------------------------------------
@@ -112,7 +128,7 @@ class _Direct(LaneBody):
             slot = self.signature.layout.slots[index]
             return lambda: lane_key(reference, self.leaves[slot.start], self._keeper(index))
 
-        run, outputs = LaneBody.run(self, passed, lane_key_of, self.kept)
+        run, outputs = LaneBody.run(self, passed, lane_key_of, self.kept, anywhere=bool(keys))
         outputs.settle(lambda asked: which_differ(reference, [leaf.value for leaf in asked]))
         self.found = self.meta(run, outputs)
         groups: tuple[list[Any], ...] = tuple([] for _ in self.axes)

@@ -32,7 +32,7 @@ class Pure(Transform):
         guard = _Contract(call, carriers, self.writes)
         if isinstance(inner, Transform):
             out, writes = inner._apply(call, threaded=True)
-            for index in writes.values:
+            for index in writes:
                 guard.check(index)
         else:
             out, writes = self._run(call, guard)
@@ -79,6 +79,11 @@ class Pure(Transform):
                     f"argnums={tuple(range(n))[:1] or 'None'}."
                 )
         positions = tuple(position % n for position in positions)
+        if len(set(positions)) < len(positions):
+            raise ValueError(
+                f"argnums={self.argnums} of pure({code_of(self.fun)}) names an argument twice. Write "
+                f"argnums={tuple(dict.fromkeys(positions))}."
+            )
         return positions if single else (*bound, *positions)
 
     def _code(self) -> str:

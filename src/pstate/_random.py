@@ -100,7 +100,7 @@ class RandomState(State):
                 "ps.vmap2(f, state_in_axes={0: ps.RandomState})."
             )
         keys = jr.split(key, (1 if n is None else n) + 1)
-        cell.put(keys[0], drawn=True)
+        cell.put(keys[0])
         return keys[1] if n is None else keys[1:]
 
     def key(self) -> Shaped[Array, "..."]:
@@ -215,7 +215,7 @@ def holds_one_key(state: State) -> bool:
         return False
     cell: Cell | None = state._cell
     child = state._child if cell is None else cell.value
-    return child is not None and batch_shape(child) == ()
+    return hasattr(child, "shape") and batch_shape(child) == ()
 
 
 def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:

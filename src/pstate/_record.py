@@ -13,9 +13,11 @@ import jax.tree_util as jtu
 from ._cell import Cell, Deferred, Recording
 from ._errors import AliasedStateError, FrozenStateError
 from ._layout import Layout, find_aliases, layout_of
+from ._messages import kind_code
 from ._paths import Path, snake_case, to_path, to_place
 from ._state import State, collect, is_state, thaw, unflatten_frozen
 from ._typing import Filter, PyTree
+from ._value import copy
 from .filter import to_predicate
 
 
@@ -49,8 +51,8 @@ class Guard:
             kind = type(self.state_of(index)).__name__
             raise FrozenStateError(
                 f"`{self.place_of(index)}` ({kind}) was written, which the contract "
-                f"writes={to_predicate(self.writes)!r} does not allow. Allow it: "
-                f"writes=(..., ps.{kind}), or do not write it."
+                f"writes={to_predicate(self.writes)!r} does not allow. Allow it, "
+                f"writes={kind_code(type(self.state_of(index)))}, or do not write it."
             )
 
 
@@ -92,7 +94,7 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
         to_predicate(writes)
         self._tree = tree
         self._writes = writes
-        self._recording: Recording | None = None
+        self._recordings: list[Recording] = []
 
     def __enter__(self) -> T:
         tree, root = self._tree, root_name(self._tree)
@@ -111,14 +113,14 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
             find_aliases(states),
             self._writes,
         )
-        self._recording = Recording(
+        recording = Recording(
             place_of, guard=guard, original=tree, frozen=states, title=f"ps.record({root})"
         )
-        return thaw(treedef, leaves, self._recording)
+        self._recordings.append(recording)
+        return thaw(treedef, leaves, recording)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        assert self._recording is not None
-        self._recording.close(check=error is None)
+        self._recordings.pop().close(check=error is None)
 
 
 def root_name(tree: Any) -> str:
@@ -143,7 +145,7 @@ def freeze(live: PyTree) -> PyTree:
         if any(type(s._child) is Deferred for s in states):
             jtu.tree_leaves(live)  # computes what was deferred
         return live
-    leaves, treedef = jtu.tree_flatten(live)
+    leaves, treedef, _ = collect(live)
     original = _original(states)
     if original is not None:
         original_leaves, original_treedef = jtu.tree_flatten(original)
@@ -178,7 +180,7 @@ def written(live: PyTree) -> dict[Path, Any]:
     """
     flat, _ = jtu.tree_flatten_with_path(live, is_leaf=is_state)
     return {
-        to_path(key_path): state._peek()
+        to_path(key_path): copy(state._peek())
         for key_path, state in flat
         if isinstance(state, State) and state._cell is not None and state._cell.written
     }

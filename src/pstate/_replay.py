@@ -90,7 +90,7 @@ class Replay(LaneBody):
 
                 return take
 
-            run, outputs = LaneBody.run(self, passed, lane_key_of, self.drawn)
+            run, outputs = LaneBody.run(self, passed, lane_key_of, self.drawn, anywhere=True)
             values = [leaf.value for leaf in outputs.all_leaving()]
             impls = [jr.key_impl(x) if is_typed_key(x) else None for x in values]
             found.extend((run, outputs, impls))

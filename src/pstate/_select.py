@@ -1,6 +1,5 @@
 """States in bulk: select them, give them axes, list them, update them."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ._axis_spec import parse_state_axes
 from ._errors import AliasedStateError, UnmatchedPathWarning
+from ._messages import warn
 from ._paths import Path, to_path, to_place
 from ._state import State, is_state
 from ._typing import Filter, PyTree, StateAxes
@@ -162,12 +162,12 @@ def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyT
     _refuse_aliases(item for item in leaves if item.path in new)
     for item in live:
         item.leaf.value = new[item.path]
-    if live or not new:
+    if not new or all(_is_live(i.leaf) for i in leaves if i.path in new and isinstance(i.leaf, State)):
         return tree
     return treedef.unflatten(
         [
             item.leaf.replace(new[item.path])
-            if item.path in new and isinstance(item.leaf, State)
+            if item.path in new and isinstance(item.leaf, State) and not _is_live(item.leaf)
             else item.leaf
             for item in leaves
         ]
@@ -197,9 +197,8 @@ def _listed(paths: Iterable[Path]) -> str:
 
 def _list_mismatches(left_over: list[Path], missing: list[Path]) -> None:
     if left_over or missing:
-        warnings.warn(
+        warn(
             f"update(strict=False): left over, because no state stands there: {_listed(left_over)}; "
             f"missing, so that the states keep their values: {_listed(missing)}.",
             UnmatchedPathWarning,
-            stacklevel=3,
         )

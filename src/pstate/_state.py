@@ -21,14 +21,14 @@ import wadler_lindig as wl
 
 from ._cell import Cell, Deferred, Recording, local, watch_read
 from ._errors import FrozenStateError, UninitializedStateError
-from ._messages import empty_message, frozen_message
+from ._messages import empty_message, frozen_message, kind_code
 from ._typing import annotation
-from ._value import as_value, copy, short_dtype
+from ._value import as_value, copy, is_leaf, same, short_dtype
 
 
 V = TypeVar("V")
 S = TypeVar("S", bound="State")
-Tag = str | Iterable[str]
+Tag = str | Iterable[str] | None
 
 _VALUE_KEY = jtu.GetAttrKey("value")
 _new = object.__new__
@@ -71,7 +71,7 @@ class State(Generic[V]):
         if isinstance(value, State):
             raise TypeError(
                 f"A state cannot hold a state; got {value!r}. Take its value: "
-                f"ps.{type(self).__name__}(other.value)."
+                f"{kind_code(type(self))}(other.value)."
             )
         tags = _as_tags(tag)
         for catcher in local.catchers:
@@ -109,7 +109,7 @@ class State(Generic[V]):
                 watch_read(self, value)
             value = copy(value)
         else:
-            if local.watch is not None and cell.recording.watch is not local.watch:
+            if local.watch is not None and not cell.written:
                 watch_read(self, cell.get())
             value = cell.hand_out()
         if value is None:
@@ -153,14 +153,14 @@ class State(Generic[V]):
         if name != "value":
             raise FrozenStateError(
                 f"`{type(self).__name__}` has one attribute to write, `value`; got {name!r}. Static "
-                f"facts belong into the tag: ps.{type(self).__name__}(value, tag=...)."
+                f"facts belong into the tag: {kind_code(type(self))}(value, tag=...)."
             )
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         raise FrozenStateError(
             f"Attribute {name!r} of `{type(self).__name__}` cannot be deleted. An empty state is "
-            f"made by ps.{type(self).__name__}()."
+            f"made by {kind_code(type(self))}()."
         )
 
     def __reduce__(self) -> Any:
@@ -203,7 +203,8 @@ _set_tag = State.__dict__["_tag"].__set__
 
 
 def _as_tags(tag: Tag) -> tuple[str, ...]:
-    tags = (tag,) if isinstance(tag, str) else tuple(dict.fromkeys(tag))
+    several = () if tag is None else tag if isinstance(tag, Iterable) else (tag,)
+    tags = (tag,) if isinstance(tag, str) else tuple(dict.fromkeys(several))
     if not all(isinstance(t, str) for t in tags):
         raise TypeError(f"A tag is a string, or several; got {tag!r}. Write tag='name'.")
     return tags
@@ -260,8 +261,13 @@ def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
         _set_cell(state, None)
     else:
         cell = tag.cell()  # pyright: ignore[reportAttributeAccessIssue]
-        _set_cell(state, cell if cell is not None and child is cell.value else None)
+        _set_cell(state, cell if cell is not None and _is_value_of(child, cell) else None)
     return state
+
+
+def _is_value_of(child: Any, cell: Cell) -> bool:
+    # A container is rebuilt on the way, around the very same arrays.
+    return child is cell.value or (not is_leaf(child) and same(child, cell.value))
 
 
 def _register(cls: type) -> None:
@@ -381,7 +387,7 @@ class catch_new_states:  # noqa: N801 (used like a function)
     """
 
     def __init__(self, tag: Tag | None = None):
-        self.tags = _as_tags(() if tag is None else tag)
+        self.tags = _as_tags(tag)
         self.states: list[State] = []
 
     def __enter__(self) -> list[State]:

@@ -23,7 +23,7 @@ class Transform(eqx.Module, Wrapper):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self._call(args, kwargs)
         out, writes = self._apply(call)
-        call.write_back(writes, self._code)
+        call.write_back(writes, lambda: code_of(self))
         return out
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -66,7 +66,19 @@ class Transform(eqx.Module, Wrapper):
 
 def code_of(fn: Any) -> str:
     """A callable as code, `ps.vmap2(step)`."""
-    return fn._code() if isinstance(fn, Transform) else name_of(fn)
+    if not isinstance(fn, Transform):
+        return name_of(fn)
+    return name_of(fn) if _is_decorated(fn) else fn._code()
+
+
+def _is_decorated(fn: Any) -> bool:
+    """Whether the function's own name leads to a transform of it, as after `@ps.vmap2`."""
+    anchor = anchor_of(fn)
+    first, *rest = getattr(anchor, "__qualname__", "").split(".")
+    found = getattr(anchor, "__globals__", {}).get(first)
+    for name in rest:
+        found = getattr(found, "__dict__", {}).get(name)
+    return isinstance(found, Transform) and anchor_of(found) is anchor
 
 
 def checked(fn: Any) -> Any:

@@ -6,8 +6,9 @@ jaxtyping, which shares the dimension names of the surrounding `@jaxtyped` scope
 """
 
 import functools as ft
+import typing
 from collections.abc import Callable, Mapping
-from types import EllipsisType
+from types import EllipsisType, UnionType
 from typing import Any
 
 from beartype.door import is_bearable
@@ -16,7 +17,17 @@ from beartype.door import is_bearable
 PyTree = Any
 
 #: What selects states; see `pstate.filter`.
-Filter = type | str | Callable[..., Any] | bool | EllipsisType | None | tuple[Any, ...] | list[Any]
+Filter = (
+    type
+    | str
+    | Callable[..., Any]
+    | bool
+    | EllipsisType
+    | UnionType
+    | None
+    | tuple[Any, ...]
+    | list[Any]
+)
 
 #: Which states go along which axis, in priority order; a bare filter means `{0: filter}`.
 StateAxes = Mapping[Any, Any] | Filter
@@ -28,6 +39,16 @@ class StateAnnotation(type):
     kind: type
     hint: Any
 
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+        if bases:
+            kind = bases[0].kind.__name__  # pyright: ignore[reportAttributeAccessIssue]
+            raise TypeError(
+                f"{bases[0].__name__} is an annotation, and {name} cannot be a subclass of it. Subclass "
+                f"the kind itself, class {name}(ps.{kind}), and annotate where it is used."
+            )
+        return super().__new__(cls, name, bases, namespace)
+
+    @typing.no_type_check
     def __instancecheck__(cls, instance: Any) -> bool:
         if not isinstance(instance, cls.kind):
             return False
@@ -36,9 +57,10 @@ class StateAnnotation(type):
         return value is None or _holds(value, cls.hint)
 
     def __repr__(cls) -> str:
-        return cls.__name__
+        return f"{cls.__module__}.{cls.__qualname__}"
 
 
+@typing.no_type_check
 def _holds(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) if isinstance(hint, type) else is_bearable(value, hint)
 

@@ -5,6 +5,7 @@ else is refused. Empty states hold `None`.
 """
 
 import functools as ft
+import math
 from typing import Any
 
 import jax
@@ -95,22 +96,27 @@ def _shown(leaf: Any) -> str:
 def _from_number(number: bool | int | float | complex, old: Any, where: str) -> jax.Array:
     dtype = getattr(old, "dtype", None)
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return jnp.asarray(number, jnp.result_type(type(number)))
+        dtype = jnp.result_type(type(number))
     if not _fits(number, dtype):
         at = f" at `.value{where}`" if where else ""
         raise TypeError(
             f"The number {number!r} was written{at} where a state holds {dtype}, which cannot hold "
-            f"it. Write an array to change the dtype on purpose: "
-            f"state.value = jnp.asarray({number!r})."
+            "it. Write an array to change the dtype on purpose: "
+            f"state.value = jnp.asarray({number!r}, {_wider(number)})."
         )
     return jnp.asarray(number, dtype)
+
+
+def _wider(number: bool | int | float | complex) -> str:
+    fits = isinstance(number, float | complex) or _fits(number, jnp.int32)
+    return f"jnp.{jnp.result_type(type(number)).name}" if fits else "jnp.float32"
 
 
 def _fits(number: bool | int | float | complex, dtype: Any) -> bool:
     if isinstance(number, complex):
         return jnp.issubdtype(dtype, jnp.complexfloating)
     if jnp.issubdtype(dtype, jnp.inexact):
-        return True
+        return not math.isfinite(number) or abs(number) <= float(jnp.finfo(dtype).max)
     if isinstance(number, float) and not number.is_integer():  # also inf and nan
         return False
     if dtype == jnp.bool_:

@@ -18,6 +18,7 @@ Filters are hashable and combine: `OfType(ps.ParamState) & ~WithTag("frozen")`.
 """
 
 import dataclasses
+import types
 import typing
 from collections.abc import Callable
 
@@ -260,6 +261,8 @@ def to_predicate(filter: Filter) -> Callable[..., bool]:  # noqa: A002
             return OfType(filter)
         case str():
             return WithTag(filter)
+        case types.UnionType():
+            return Any(*filter.__args__)
         case True:
             return Everything
         case False | None:

@@ -1,4 +1,4 @@
-"""The job in Equinox, threaded by hand: the arrays stand in modules, and the body rebuilds the modules."""
+"""The job in Equinox, threaded by hand: arrays stand in modules, which the body rebuilds."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,7 +29,9 @@ class Table:
         first = max(len(row.name) for row in self.rows)
         widths = [max(len(line[i]) for line in lines) for i in range(1, len(self.header) + 1)]
         shown = [
-            "  ".join([line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], widths, strict=True))])
+            "  ".join(
+                [line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], widths, strict=True))]
+            )
             for line in lines
         ]
         failures = [f"{row.name.ljust(first)}  failed: {row.failed}" for row in self.rows if row.failed]

@@ -3,6 +3,8 @@
 A *round* calls each contender once, in an order drawn anew, so that whatever else the machine does
 falls on all of them alike. A contender's ratio is the median, over the rounds that it played, of its
 time over the limit's time in the same round. The garbage collector is off while the clock runs.
+
+The first contender is the limit, and plays every round.
 """
 
 import contextlib
@@ -19,18 +21,29 @@ from jax import monitoring
 from job import Contender, Job
 
 
-#: A call longer than this is not run once untimed before it is timed.
+Call = Callable[[], jax.Array]
+
+#: A call longer than this (in seconds) is not run once untimed before it is timed.
 _LONG = 0.01
 
+#: Rounds between two collections of garbage.
 _COLLECT_EVERY = 20
+
+#: Rounds that are played whatever they cost.
+_AT_LEAST = 3
 
 
 @dataclasses.dataclass
 class Measured:
-    """Seconds by round. A round that a slow contender sat out is missing."""
+    """Seconds by round, and how the contender failed if it did.
+
+    `before_xla` is the part of a cold call that is not XLA's compiler. Rounds that a slow contender sat
+    out are missing.
+    """
 
     seconds: dict[int, float] = dataclasses.field(default_factory=dict)
     before_xla: dict[int, float] = dataclasses.field(default_factory=dict)
+    failed: Exception | None = None
 
     @property
     def median(self) -> float:
@@ -44,39 +57,42 @@ class Measured:
         """The same for the part of a cold call that is not XLA's compiler."""
         return _ratio(self.before_xla, limit.before_xla)
 
+    @contextlib.contextmanager
+    def catching(self) -> Iterator[None]:
+        """Keep an exception instead of letting it end the run."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = error
+
 
 def _ratio(own: Mapping[int, float], limit: Mapping[int, float]) -> float:
-    return statistics.median(seconds / limit[i] for i, seconds in own.items() if i in limit)
+    return statistics.median(seconds / limit[i] for i, seconds in own.items())
 
 
-def warm(
-    calls: Mapping[str, Callable[[], jax.Array]], rounds: int, budget: float
-) -> dict[str, Measured]:
-    """Time calls that have been called before. The first is the limit, and plays every round.
+def warm(calls: Mapping[str, Call], rounds: int, budget: float) -> dict[str, Measured]:
+    """Time calls that were called before, until the rounds or the budget (in seconds) are used up.
 
     Each call runs once untimed and then timed, as in a loop that does nothing else. Contenders so slow
-    that they would use up more than their share of the budget (in seconds) play every k-th round.
+    that they would use up more than their share of the budget play every k-th round.
     """
-    share = budget / len(calls)
-    strides = {}
-    for name, call in calls.items():
-        once = min(_time(call), _time(call))
-        strides[name] = max(1, round(once * (1 if once > _LONG else 2) * rounds / share))
-    strides[next(iter(calls))] = 1
     measured = {name: Measured() for name in calls}
+    strides = dict.fromkeys(calls, 1)
+    for name in list(calls)[1:]:
+        with measured[name].catching():
+            once = min(_time(calls[name]), _time(calls[name]))
+            strides[name] = max(1, round(2 * once * rounds * len(calls) / budget))
     order = random.Random(0)
-    start = time.perf_counter()
     with _quiet():
-        for i in range(rounds):
+        for i in _rounds(rounds, budget):
             if i % _COLLECT_EVERY == 0:
                 gc.collect()
-            if i >= 3 and time.perf_counter() - start > budget:
-                break
-            playing = [name for name in calls if i % strides[name] == 0]
+            playing = [name for name in calls if i % strides[name] == 0 and not measured[name].failed]
             for name in order.sample(playing, len(playing)):
-                if measured[name].seconds.get(0, 0.0) < _LONG:
-                    calls[name]().block_until_ready()
-                measured[name].seconds[i] = _time(calls[name])
+                with measured[name].catching():
+                    if measured[name].seconds.get(0, 0.0) < _LONG:
+                        calls[name]().block_until_ready()
+                    measured[name].seconds[i] = _time(calls[name])
     return measured
 
 
@@ -86,21 +102,28 @@ def cold(
     """Time first calls of functions and classes made anew, with JAX's caches empty."""
     measured = {contender.name: Measured() for contender in contenders}
     order = random.Random(0)
-    start = time.perf_counter()
-    for i in range(rounds):
-        if i >= 1 and time.perf_counter() - start > budget:
-            break
-        for contender in order.sample(contenders, len(contenders)):
-            call = contender.build(job()).call
-            jax.clear_caches()
-            with _quiet(), _compiling() as spent:
-                seconds = _time(call)
-            measured[contender.name].seconds[i] = seconds
-            measured[contender.name].before_xla[i] = seconds - sum(spent)
+    for i in _rounds(rounds, budget):
+        playing = [contender for contender in contenders if not measured[contender.name].failed]
+        for contender in order.sample(playing, len(playing)):
+            own = measured[contender.name]
+            with own.catching():
+                call = contender.build(job()).call
+                jax.clear_caches()
+                with _quiet(), _compiling() as spent:
+                    seconds = _time(call)
+                own.seconds[i] = seconds
+                own.before_xla[i] = seconds - sum(spent)
     return measured
 
 
-def _time(call: Callable[[], jax.Array]) -> float:
+def _rounds(rounds: int, budget: float) -> Iterator[int]:
+    start = time.perf_counter()
+    for i in range(rounds):
+        if i < _AT_LEAST or time.perf_counter() - start < budget:
+            yield i
+
+
+def _time(call: Call) -> float:
     start = time.perf_counter()
     call().block_until_ready()
     return time.perf_counter() - start
@@ -118,14 +141,14 @@ def _quiet() -> Iterator[None]:
         gc.unfreeze()
 
 
-# Seconds that XLA's compiler takes go to whoever listens now; JAX offers no way to stop listening.
-_listening: list[list[float]] = []
+# JAX tells every listener, and forgets none: one listener, which hands on to whoever asks now.
+_asking: list[list[float]] = []
 
 
-def _on_duration(event: str, seconds: float, **kwargs: object) -> None:
+def _on_duration(event: str, duration_secs: float, **kwargs: object) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
-        for spent in _listening:
-            spent.append(seconds)
+        for spent in _asking:
+            spent.append(duration_secs)
 
 
 monitoring.register_event_duration_secs_listener(_on_duration)
@@ -133,9 +156,10 @@ monitoring.register_event_duration_secs_listener(_on_duration)
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[list[float]]:
+    """The seconds that each run of XLA's compiler takes, collected in a list."""
     spent: list[float] = []
-    _listening.append(spent)
+    _asking.append(spent)
     try:
         yield spent
     finally:
-        _listening.remove(spent)
+        _asking.remove(spent)

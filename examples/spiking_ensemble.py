@@ -1,114 +1,371 @@
-"""An ensemble of spiking networks, mapped over parameter draws and over trials.
+"""An ensemble of spiking networks, mapped over draws of their parameters and over trials.
 
-The network below is written for one draw of its parameters, one trial and one time step: excitatory and
-inhibitory leaky integrate-and-fire neurons, wired at random, each driven by Poisson input of its own. Its
-states are given kinds, and two nested `ps.vmap2` say by kind which state has its lanes where:
+The network below is written for one draw, one trial and one time step: excitatory and inhibitory leaky
+integrate-and-fire neurons, wired at random, each with Poisson input of its own. Its states have kinds,
+and two nested `ps.vmap2` say by kind along which axis a state is mapped:
 
-| in the network | is | with draws and trials |
+| in the network | is | over draws and trials |
 |---|---|---|
-| strength of inhibition, weights | `ps.ParamState` | (draws, ...): one set for a draw, shared by its trials |
-| voltage, time still refractory | `Membrane` | (trials, draws, neurons) |
-| spike traces, which the synapses pass on | `Trace` | (draws, neurons, trials) |
-| stream of Poisson input | `ps.RandomState` | a key for each draw, which the trials split |
+| strength of inhibition, weights | `ps.ParamState` | (draws, ...): the trials of a draw share them |
+| voltage, time left of refractoriness | `Membrane` | (trials, draws, neurons) |
+| spike trace | `Trace` | (draws, neurons, trials) |
+| stream of Poisson input | `ps.RandomState` | (draws,): one key for a draw, which its trials split |
 
-No layout is right for every state. The traces stand in columns, one for each trial, so that the synapses of
-a draw are one product of two matrices as they lie in memory. Of the membranes one rather takes a trial, of
-all draws: with the trials in front that is `voltage.value[trial]`. Changing one's mind is a change to
-`DRAWS` and `TRIALS`, and to nothing else: the spikes stay the same.
+The two layouts have reasons. The traces of a draw are a matrix with a column for each trial, so what
+passes its synapses is one product of two matrices as they lie in memory. Membranes are looked at trial by
+trial, and `voltage.value[trial]` is one trial of all draws. To choose other layouts is to change `TRIALS`
+and `DRAWS`, and nothing else; the spikes stay the same.
 
     pip install -e ".[examples]"
-    python examples/spiking_ensemble.py --draws 8 --trials 16 --milliseconds 1000 --out .
+    python examples/spiking_ensemble.py --draws 10 --trials 12 --milliseconds 1000 --out .
 
-prints how fast and how regularly the networks fire, and draws `spiking_raster.png`, the spikes of a few
-trials, and `spiking_rates.png`, the firing rate against the strength of inhibition.
+prints how fast and how irregularly each draw fires, and draws `spiking_raster.png`, with the spikes of a
+few trials, and `spiking_rates.png`, with the firing rate against the strength of inhibition.
 
-The neuron is that of Gerstner, Kistler, Naud and Paninski, "Neuronal Dynamics", 2014, section 1.3, with the
-Poisson input of section 8.2. The network is that of Brunel, "Dynamics of sparsely connected networks of
-excitatory and inhibitory spiking neurons", 2000, made smaller, and with synapses that decay in place of a
-delay.
+Sources: for the neuron and its input, Gerstner, Kistler, Naud and Paninski, "Neuronal dynamics", 2014,
+sections 1.3 and 8.2; for the network, Brunel, "Dynamics of sparsely connected networks of excitatory and
+inhibitory spiking neurons", 2000. It is smaller here, with fewer and stronger synapses, whose currents
+decay where Brunel's come as pulses with a delay.
 """
 
+import argparse
+import dataclasses
 import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
 import pstate as ps
 
 
 STEP = 0.5  # ms
 BLOCK = 100  # ms that one compiled call simulates
+
 EXCITATORY, INHIBITORY = 320, 80
 NEURONS = EXCITATORY + INHIBITORY
-CONNECTED = 0.25  # probability that one neuron projects to another
+HEARD = 0.25  # part of the excitatory, and of the inhibitory neurons that a neuron has synapses from
 
-TAU_MEMBRANE = 20.0  # ms
-TAU_SYNAPSE = 5.0  # ms
-REFRACTORY = 2.0  # ms
+MEMBRANE_TIME = 20.0  # ms
+SYNAPSE_TIME = 5.0  # ms
+REFRACTORY_TIME = 2.0  # ms
 THRESHOLD, RESET = 20.0, 10.0  # mV above rest
-KICK = 0.3  # mV that a spike adds to the voltage of an excited neuron, all in all
+KICK = 0.6  # mV by which a spike of the input, or of an excitatory neuron, lifts the voltage
 
-# The rate of input spikes that would bring a neuron without noise or network just to its threshold, and
-# the rate that each neuron gets.
-THRESHOLD_RATE = 1e3 * THRESHOLD / (KICK * TAU_MEMBRANE)  # Hz
-INPUT_RATE = 1.3 * THRESHOLD_RATE  # Hz
+# The input, in spikes per second: three tenths more than would hold a lone neuron at its threshold.
+INPUT_RATE = 1.3 * 1e3 * THRESHOLD / (KICK * MEMBRANE_TIME)  # Hz
 
-WEAKEST, STRONGEST = 4.5, 8.0  # inhibition that is drawn, in units of excitation; above 4 it balances
-
-
-# One network, one trial, one time step --------------------------------------------------------------
+# An inhibitory spike counts so many times as much as an excitatory one. A neuron hears four times fewer of
+# them, so inhibition prevails above 4.
+WEAKEST, STRONGEST = 4.5, 8.0
 
 
 class Membrane(ps.HiddenState):
-    """What a neuron's membrane remembers."""
+    """What a membrane remembers from step to step."""
 
 
 class Trace(ps.ShortTermState):
-    """What a synapse remembers of the spikes that came."""
+    """What synapses remember of a neuron's spikes."""
+
+
+# Where the states of a draw have their trials, and where the states of the ensemble have their draws. Draws
+# are outermost, so they are taken first: membranes (trials, draws, neurons) lose axis 1 to the draws, and
+# what is left, (trials, neurons), loses axis 0 to the trials. States that are not named here go with the
+# network as an argument: along axis 0 over draws, shared over trials.
+TRIALS = {0: Membrane, 1: Trace}
+DRAWS = {1: Membrane, 0: Trace}
+
+
+# The network: one draw, one trial, one time step -----------------------------------------------------
 
 
 class Network(ps.nn.Module):
-    """Integrate-and-fire neurons, the excitatory ones first."""
+    """Leaky integrate-and-fire neurons, the excitatory ones first."""
 
     inhibition: ps.ParamState[Float[Array, ""]]
-    weights: ps.ParamState[
-        Float[Array, "neurons neurons"]
-    ]  # mV, to a neuron (row) from a neuron (column)
-    input: ps.RandomState[Shaped[PRNGKeyArray, ""]]
-    voltage: Membrane[Float[Array, " neurons"]]  # mV above rest
-    refractory: Membrane[Float[Array, " neurons"]]  # ms
-    trace: Trace[Float[Array, " neurons"]]
+    weights: ps.ParamState[Float[Array, "neurons neurons"]]  # mV, to a row's neuron from a column's
+    rng: ps.RandomState
+    voltage: Membrane  # mV above rest
+    refractory: Membrane  # ms
+    trace: Trace
 
     def __init__(self, inhibition: Float[Array, ""], key: PRNGKeyArray):
-        wiring_key, input_key = jr.split(key)
-        connected = jr.bernoulli(wiring_key, CONNECTED, (NEURONS, NEURONS))
-        excites = jnp.arange(NEURONS) < EXCITATORY
+        key1, key2, key3 = jr.split(key, 3)
+        excitation, inhibitory = synapses(EXCITATORY, key1), synapses(INHIBITORY, key2)
         self.inhibition = ps.ParamState(inhibition)
-        self.weights = ps.ParamState(KICK * connected * jnp.where(excites, 1, -inhibition))
-        self.input = ps.RandomState(input_key)
+        self.weights = ps.ParamState(KICK * jnp.hstack([excitation, -inhibition * inhibitory]))
+        self.rng = ps.RandomState(key3)
+        # Every trial has its own, which `init_state` makes.
         self.voltage, self.refractory, self.trace = Membrane(), Membrane(), Trace()
 
     def init_state(self) -> None:
-        """Begin a trial: somewhere below the threshold, and with nothing on the way."""
-        self.voltage.value = self.input.uniform(0, THRESHOLD, NEURONS)
+        """Start a trial: each voltage somewhere below the threshold, and no spike before."""
+        self.voltage.value = self.rng.uniform(0, THRESHOLD, NEURONS)
         self.refractory.value = jnp.zeros(NEURONS)
         self.trace.value = jnp.zeros(NEURONS)
 
     def __call__(self) -> Bool[Array, " neurons"]:
-        """Go on by `STEP`, and tell who spikes.
+        """Advance by a time step and say which neurons spike.
 
-        The voltage obeys `tau dV/dt = -V + RI`. It is integrated exactly, with the current `I` of the
-        synapses constant within a step, as in Rotter and Diesmann, "Exact digital simulation of
-        time-invariant linear systems with applications to neuronal modeling", 1999.
+        The voltage follows `MEMBRANE_TIME * dV/dt = -V + current` (in mV, the resistance included), and
+        is solved for exactly, with a current that is constant within a step. A spike of the input comes
+        as a pulse, one of the network as a current that decays with `SYNAPSE_TIME` and adds up to as much.
         """
-        decay = math.exp(-STEP / TAU_MEMBRANE)
-        current = TAU_MEMBRANE / TAU_SYNAPSE * (self.weights.value @ self.trace.value)  # R I, in mV
-        kicks = KICK * self.input.poisson(1e-3 * STEP * INPUT_RATE, NEURONS)
-        voltage = decay * self.voltage.value + (1 - decay) * current + kicks
+        current = MEMBRANE_TIME / SYNAPSE_TIME * (self.weights.value @ self.trace.value)
+        kicks = KICK * self.rng.poisson(INPUT_RATE * 1e-3 * STEP, NEURONS)
+        leak = math.exp(-STEP / MEMBRANE_TIME)
+        voltage = leak * self.voltage.value + (1 - leak) * current + kicks
         voltage = jnp.where(self.refractory.value > 0, RESET, voltage)
         spikes = voltage >= THRESHOLD
         self.voltage.value = jnp.where(spikes, RESET, voltage)
-        self.refractory.value = jnp.where(spikes, REFRACTORY, self.refractory.value - STEP)
-        self.trace.value = math.exp(-STEP / TAU_SYNAPSE) * self.trace.value + spikes
+        self.refractory.value = jnp.where(
+            spikes, REFRACTORY_TIME, jnp.maximum(self.refractory.value - STEP, 0)
+        )
+        self.trace.value = math.exp(-STEP / SYNAPSE_TIME) * self.trace.value + spikes
         return spikes
+
+
+def synapses(sources: int, key: PRNGKeyArray) -> Bool[Array, "neurons sources"]:
+    """Which sources each neuron has synapses from: always as many, drawn at random."""
+    heard = jnp.arange(sources) < HEARD * sources
+    return jr.permutation(key, jnp.tile(heard, (NEURONS, 1)), axis=1, independent=True)
+
+
+# Trials and draws -----------------------------------------------------------------------------------
+
+
+def draw_inhibition(draws: int, key: PRNGKeyArray) -> Float[Array, " draws"]:
+    """Strengths from the weakest to the strongest: one from each of as many equal parts of the range."""
+    part = (jnp.arange(draws) + jr.uniform(key, draws)) / draws
+    return WEAKEST + (STRONGEST - WEAKEST) * part
+
+
+def make_ensemble(inhibition: Float[Array, " draws"], trials: int, key: PRNGKeyArray) -> Network:
+    """A `Network` for each strength of inhibition, about to begin its trials."""
+
+    def make_draw(inhibition: Float[Array, ""], key: PRNGKeyArray) -> Network:
+        network = Network(inhibition, key)
+        network, _ = ps.vmap2_new_states(network, {}, axis_size=trials, state_out_axes=TRIALS)
+        return network
+
+    return ps.vmap2(make_draw, state_out_axes=DRAWS)(inhibition, jr.split(key, len(inhibition)))
+
+
+@jax.jit
+def simulate_block(ensemble: Network) -> tuple[Network, Bool[Array, "steps draws trials neurons"]]:
+    """Advance all trials of all draws by `BLOCK` milliseconds, and return their spikes too."""
+    one_draw = ps.vmap2(Network.__call__, in_axes=None, state_in_axes=TRIALS)
+    all_draws = ps.vmap2(one_draw, state_in_axes=DRAWS)
+
+    def step(ensemble: Network, _: None) -> tuple[Network, Bool[Array, "draws trials neurons"]]:
+        spikes, ensemble = ps.pure(all_draws)(ensemble)
+        return ensemble, spikes
+
+    return jax.lax.scan(step, ensemble, length=round(BLOCK / STEP))
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """What a simulation gives."""
+
+    ensemble: Network
+    spikes: Bool[np.ndarray, "steps draws trials neurons"]
+    seconds_to_compile: float
+    seconds_per_block: float
+
+
+def simulate(ensemble: Network, blocks: int) -> Simulation:
+    """Simulate so many blocks, after one that compiles and lets the networks forget how they began."""
+    start = time.perf_counter()
+    ensemble, _ = jax.block_until_ready(simulate_block(ensemble))
+    compiled = time.perf_counter()
+    spikes: list[Bool[np.ndarray, "steps draws trials neurons"]] = []
+    for _ in tqdm(range(blocks), desc="simulating", unit=f" x {BLOCK} ms"):
+        ensemble, block = simulate_block(ensemble)
+        spikes.append(np.asarray(block))
+    seconds = (time.perf_counter() - compiled) / blocks
+    return Simulation(ensemble, np.concatenate(spikes), compiled - start, seconds)
+
+
+# What came of it ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """How fast the neurons of each draw fire in each trial, and how irregularly."""
+
+    simulation: Simulation
+    inhibition: Float[np.ndarray, " draws"]
+    rates: Float[np.ndarray, "draws trials"]  # Hz, mean over neurons
+    irregularity: Float[np.ndarray, "draws trials"]  # mean coefficient of variation
+
+
+def evaluate(simulation: Simulation) -> Report:
+    """Measure what was simulated."""
+    spikes = simulation.spikes
+    _, draws, trials, _ = spikes.shape
+    return Report(
+        simulation,
+        inhibition=np.asarray(simulation.ensemble.inhibition.value),
+        rates=spikes.mean(axis=(0, 3)) * 1e3 / STEP,
+        irregularity=np.array(
+            [[irregularity(spikes[:, d, t]) for t in range(trials)] for d in range(draws)]
+        ),
+    )
+
+
+def irregularity(spikes: Bool[np.ndarray, "steps neurons"], at_least: int = 5) -> float:
+    """The coefficient of variation of a neuron's inter-spike intervals, mean over neurons.
+
+    It is 0 for a clock and 1 for a Poisson process ("Neuronal dynamics", section 7.3). Neurons with
+    fewer than `at_least` intervals are left out; if that leaves none, it is not a number.
+    """
+    neuron, step = np.nonzero(spikes.T)
+    same = neuron[1:] == neuron[:-1]
+    owner, intervals = neuron[1:][same], np.diff(step)[same]
+    count = np.bincount(owner)
+    enough = count >= at_least
+    if not enough.any():
+        return math.nan
+    mean, square = (np.bincount(owner, intervals**k)[enough] / count[enough] for k in (1, 2))
+    return float(np.mean(np.sqrt(np.maximum(square - mean**2, 0)) / mean))
+
+
+def table(report: Report) -> str:
+    """The figures, to print."""
+    draws, trials = report.rates.shape
+    rule = "-" * 59
+    rows = [
+        f"draw {d + 1:>2}{report.inhibition[d]:13.2f}{report.rates[d].mean():13.1f} Hz"
+        f"{report.rates[d].std():10.1f} Hz{report.irregularity[d].mean():13.2f}"
+        for d in range(draws)
+    ]
+    simulation = report.simulation
+    networks = f"{draws} x {trials} networks"
+    return "\n".join(
+        [
+            f"{'':7}{'inhibition':>13}{'firing rate':>16}{'+- trials':>13}{'CV':>10}",
+            rule,
+            *rows,
+            rule,
+            f"{f'time for {BLOCK} ms of {networks}':44}{simulation.seconds_per_block:13.2f} s",
+            f"{'the first time, with compiling':44}{simulation.seconds_to_compile:13.2f} s",
+        ]
+    )
+
+
+BLUE, RED = "tab:blue", "tab:red"
+
+
+def draw_raster(report: Report, path: Path, trials: int = 3, milliseconds: int = 400) -> None:
+    """Draw the spikes of the middle draw in the first trials, and the firing rate of all its neurons."""
+    draw = len(report.inhibition) // 2
+    spikes = report.simulation.spikes[: round(milliseconds / STEP), draw]
+    shown = min(trials, spikes.shape[1])
+    figure = Figure(figsize=(10, 2.1 * shown + 2.6), layout="constrained")
+    *rasters, activity = figure.subplots(
+        shown + 1, 1, sharex=True, squeeze=False, height_ratios=[1.0] * shown + [0.9]
+    )[:, 0]
+    for trial, ax in enumerate(rasters):
+        draw_spikes(ax, spikes[:, trial])
+        ax.set_ylabel(f"trial {trial + 1}")
+    draw_activity(activity, spikes)
+    activity.set(xlabel="time (ms)", xlim=(0, len(spikes) * STEP))
+    figure.align_ylabels()
+    figure.suptitle(
+        f"Spikes of {EXCITATORY} excitatory (blue) and {INHIBITORY} inhibitory (red) neurons, "
+        f"inhibition {report.inhibition[draw]:.2f}"
+    )
+    figure.savefig(path, dpi=150)
+
+
+def draw_spikes(ax: Axes, spikes: Bool[np.ndarray, "steps neurons"]) -> None:
+    """A point for each spike, the inhibitory neurons on top."""
+    step, neuron = np.nonzero(spikes)
+    excitatory = neuron < EXCITATORY
+    for chosen, color in ((excitatory, BLUE), (~excitatory, RED)):
+        ax.plot(step[chosen] * STEP, neuron[chosen], ".", color=color, markersize=3, markeredgewidth=0)
+    ax.set(ylim=(-3, NEURONS + 3), yticks=[])
+    ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_activity(
+    ax: Axes, spikes: Bool[np.ndarray, "steps trials neurons"], window: float = 4.0
+) -> None:
+    """The firing rate of all neurons, in windows of so many ms: in the first trial, and in all."""
+    steps = round(window / STEP)
+    windows = len(spikes) // steps
+    binned = spikes[: windows * steps].reshape(windows, steps, *spikes.shape[1:])
+    rates = binned.mean(axis=(1, 3)) * 1e3 / STEP
+    middles = (np.arange(windows) + 0.5) * window
+    ax.plot(middles, rates[:, 0], color="tab:gray", linewidth=1, label="trial 1")
+    ax.plot(middles, rates.mean(axis=1), color="black", linewidth=2, label=f"mean of {rates.shape[1]}")
+    ax.set(ylabel="firing rate (Hz)", ylim=(0, None))
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, ncols=2, loc="upper right")
+
+
+def draw_rates(report: Report, path: Path) -> None:
+    """Draw firing rate and irregularity against the strength of inhibition."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_against(left, report.inhibition, report.rates)
+    draw_against(right, report.inhibition, report.irregularity)
+    left.set(ylabel="firing rate, mean of the neurons (Hz)", ylim=(0, None))
+    right.set(ylabel="irregularity: CV of inter-spike intervals")
+    left.legend(frameon=False)
+    figure.suptitle(f"{len(report.rates)} draws of a spiking network")
+    figure.savefig(path, dpi=150)
+
+
+def draw_against(
+    ax: Axes, inhibition: Float[np.ndarray, " draws"], measured: Float[np.ndarray, "draws trials"]
+) -> None:
+    """A point for each trial of each draw, and the mean of the trials."""
+    trials = measured.shape[1]
+    each = np.repeat(inhibition, trials)
+    ax.plot(each, measured.ravel(), "o", color=BLUE, alpha=0.35, markeredgewidth=0, label="a trial")
+    ax.plot(inhibition, measured.mean(axis=1), "k_-", markersize=12, label=f"mean of {trials} trials")
+    ax.set(xlabel="strength of inhibition")
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Run the example with command line options."""
+    parser = argparse.ArgumentParser(description="An ensemble of spiking networks.")
+    parser.add_argument("--draws", type=int, default=10, help="draws of the parameters (default: 10)")
+    parser.add_argument("--trials", type=int, default=12, help="trials of each draw (default: 12)")
+    parser.add_argument(
+        "--milliseconds", type=int, default=1000, help="time to simulate (default: 1000)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("."), help="the folder to draw in")
+    options = parser.parse_args(argv)
+    if options.draws < 1 or options.trials < 1:
+        parser.error("at least one draw and one trial are needed")
+    if options.milliseconds < 1 or options.milliseconds % BLOCK:
+        parser.error(f"the time is simulated in blocks: --milliseconds is a multiple of {BLOCK}")
+
+    key1, key2 = jr.split(jr.key(0))
+    ensemble = make_ensemble(draw_inhibition(options.draws, key1), options.trials, key2)
+    report = evaluate(simulate(ensemble, options.milliseconds // BLOCK))
+    options.out.mkdir(parents=True, exist_ok=True)
+    raster, rates = options.out / "spiking_raster.png", options.out / "spiking_rates.png"
+    draw_raster(report, raster)
+    draw_rates(report, rates)
+    print(table(report))
+    print(f"\nwritten: {raster}, {rates}")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped
 
 from ._cell import Cell
 from ._errors import FrozenStateError
-from ._state import State
+from ._state import State, V
 from ._value import as_value
 
 
@@ -43,7 +43,7 @@ def batch_shape(key: Any) -> tuple[int, ...]:
     return tuple(key.shape) if is_typed_key(key) else tuple(key.shape[:-1])
 
 
-class RandomState(State):
+class RandomState(State[V]):
     """A stream of random numbers: a state that holds a key.
 
     Draws happen inside a recording (a function run by `pstate.pure`, say), because each replaces the

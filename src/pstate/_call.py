@@ -32,7 +32,7 @@ from ._messages import describe
 from ._paths import Path, to_path, to_place
 from ._record import Guard, freeze, root_name
 from ._state import State, collect, is_state, thaw, unflatten_frozen
-from ._value import copy
+from ._value import copy, is_leaf
 
 
 class Static:
@@ -80,6 +80,8 @@ class Signature:
         self.n_args = len(args)
         self.keywords = tuple(kwargs)
         self.has_carrier = self._carrier is not None
+        #: For each slot, the argument that it stands in: `(group, position or name)`.
+        self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
 
     def argument(self, key_path: Sequence[Any]) -> tuple[int, Any]:
         """Which argument a key path of the call leads into: `(group, position or name)`."""
@@ -213,29 +215,36 @@ class Call:
         return self._rebuilt((_ARGS, position), argument, writes)
 
     def _rebuilt(self, where: tuple[int, ...], subtree: Any, writes: Writes) -> Any:
-        treedef, start, stop = _subtree(self.treedef, where)
-        slots = self.signature.layout.slots
-        mine = {i: v for i, v in writes.items() if self._within(slots[i].key_path, where)}
+        argument = (where[0], where[1] if len(where) > 1 else None)
+        argument_of_slot = self.signature.argument_of_slot
+        mine = {i: v for i, v in writes.items() if argument_of_slot[i] == argument}
         if not mine:
             return freeze(subtree)
+        treedef, start, stop = _subtree(self.treedef, where)
+        slots = self.signature.layout.slots
         leaves = list(self.leaves[start:stop])
         for index, value in mine.items():
             slot = slots[index]
+            if slot.is_leaf and is_leaf(value):  # nearly always, and 1.5 us cheaper than to flatten
+                leaves[slot.start - start] = value
+                continue
             new, new_treedef = jtu.tree_flatten(value)
             if new_treedef != slot.treedef:
                 return self._rebuilt_slowly(where, subtree, mine)
             leaves[slot.start - start : slot.stop - start] = new
+        if self._is_plain():
+            return treedef.unflatten(leaves)
         return unflatten_frozen(treedef, leaves)
 
-    @staticmethod
-    def _within(key_path: Sequence[Any], where: tuple[int, ...]) -> bool:
-        return tuple(getattr(key, "idx", None) for key in key_path[: len(where)]) == where
+    def _is_plain(self) -> bool:
+        """Whether no state that came in is, or ever was, live."""
+        return all(type(state._tag) is tuple and state._cell is None for state in self.states)
 
     def _rebuilt_slowly(self, where: tuple[int, ...], subtree: Any, mine: dict[int, Any]) -> Any:
         """For values whose structure changed: an empty state that was filled, say."""
         items, treedef = jtu.tree_flatten(subtree, is_leaf=is_state)
-        slots = self.signature.layout.slots
-        indices = iter([s.index for s in slots if self._within(s.key_path, where)])
+        argument = (where[0], where[1] if len(where) > 1 else None)
+        indices = iter([i for i, a in enumerate(self.signature.argument_of_slot) if a == argument])
         for i, item in enumerate(items):
             if isinstance(item, State):
                 index = next(indices)

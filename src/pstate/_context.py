@@ -75,7 +75,10 @@ class Context:
         if slot is None or options.donate is None:
             return False
         structures = {index: treedef for index, treedef, *_ in writes}
-        if slot.index not in structures or structures[slot.index] != slot.treedef:
+        if slot.index not in structures:
+            return False
+        structure = structures[slot.index]
+        if not (slot.is_leaf if structure is None else structure == slot.treedef):
             return False
         placeholder = make_frozen(slot.kind, slot.tag, None)
         chosen = to_predicate(options.donate)(signature.path(slot.index), placeholder)

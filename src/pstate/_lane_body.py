@@ -17,7 +17,7 @@ from ._context import Context
 from ._errors import AliasedStateError
 from ._explain import Row, rows_of
 from ._leaves import operand_mask
-from ._outputs import NEXT, Leaving, Outputs
+from ._outputs import NEXT, Leaving, Outputs, Written
 from ._record import alias_message
 
 
@@ -27,8 +27,9 @@ class Meta:
 
     It is a pytree without leaves, so that it travels through `jax.jit` in the structure of the output.
     `out_leaves` has `NEXT` for each leaf that is the next array, and the leaf itself where it is
-    static. `writes` lists `(slot, structure, count, soft)`; a soft write is one that the lanes did not
-    make themselves. `rows` is empty unless they were asked for.
+    static. `writes` lists `(slot, structure, count, soft)`, without a structure where the value is one
+    array; a soft write is one that the lanes did not make themselves. `rows` is empty unless they were
+    asked for.
     """
 
     out_treedef: Any
@@ -45,13 +46,18 @@ class Meta:
             [next(supply) if leaf is NEXT else leaf for leaf in self.out_leaves]
         )
         writes = {
-            index: treedef.unflatten([next(supply) for _ in range(count)])
+            index: next(supply)
+            if treedef is None
+            else treedef.unflatten([next(supply) for _ in range(count)])
             for index, treedef, count, _ in self.writes
         }
         return out, writes, {index for index, _, _, soft in self.writes if soft}
 
 
 jtu.register_pytree_node(Meta, lambda meta: ((), meta), lambda meta, _: meta)
+
+
+_LEAF = jtu.tree_structure(0)
 
 
 class LaneBody:
@@ -124,11 +130,17 @@ class LaneBody:
         return Meta(
             outputs.out_treedef,
             outputs.out_leaves,
-            [(w.index, w.treedef, len(w.leaves) or int(w.kept), w.soft) for w in outputs.written],
+            [_as_write(written) for written in outputs.written],
             run.echoed,
             rows,
             self.plan.axis_size,
         )
+
+
+def _as_write(written: Written) -> tuple[int, Any, int, bool]:
+    count = len(written.leaves) or int(written.kept)
+    single = count == 1 and written.treedef == _LEAF
+    return written.index, None if single else written.treedef, count, written.soft
 
 
 def ordered(outputs: Outputs) -> list[Leaving | int]:

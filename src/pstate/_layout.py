@@ -15,6 +15,9 @@ import jax.tree_util as jtu
 from ._state import State, is_state, make_frozen, unflatten_frozen
 
 
+_LEAF = jtu.tree_structure(0)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slot:
     """One state's place. `start` and `stop` bound its leaves; `treedef` is its value's structure."""
@@ -26,6 +29,11 @@ class Slot:
     start: int
     stop: int
     treedef: Any
+
+    @ft.cached_property
+    def is_leaf(self) -> bool:
+        """Whether the value is a single array, without a container around it."""
+        return self.treedef == _LEAF
 
     def value(self, leaves: Sequence[Any]) -> Any:
         """The state's value, from the leaves of the whole tree."""

@@ -78,6 +78,10 @@ class Options:
         return isinstance(other, Options) and other.key == self.key
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @ft.cached_property
+    def _hash(self) -> int:
         return hash(self.key)
 
     def code(self, fn: str) -> str:

@@ -12,9 +12,9 @@ and two nested `ps.vmap2` say by kind along which axis a state is mapped:
 | stream of Poisson input | `ps.RandomState` | (draws,): one key for a draw, which its trials split |
 
 The two layouts have reasons. The traces of a draw are a matrix with a column for each trial, so what
-passes its synapses is one product of two matrices as they lie in memory. Membranes are looked at trial by
-trial, and `voltage.value[trial]` is one trial of all draws. To choose other layouts is to change `TRIALS`
-and `DRAWS`, and nothing else; the spikes stay the same.
+passes its synapses is one product of two matrices as they lie in memory. Membranes are looked at trial
+by trial, and `voltage.value[trial]` is one trial of all draws. To choose other layouts is to change
+`TRIALS` and `DRAWS`, and nothing else; the spikes stay the same.
 
     pip install -e ".[examples]"
     python examples/spiking_ensemble.py --draws 10 --trials 12 --milliseconds 1000 --out .
@@ -63,8 +63,8 @@ KICK = 0.6  # mV by which a spike of the input, or of an excitatory neuron, lift
 # The input, in spikes per second: three tenths more than would hold a lone neuron at its threshold.
 INPUT_RATE = 1.3 * 1e3 * THRESHOLD / (KICK * MEMBRANE_TIME)  # Hz
 
-# An inhibitory spike counts so many times as much as an excitatory one. A neuron hears four times fewer of
-# them, so inhibition prevails above 4.
+# An inhibitory spike counts so many times as much as an excitatory one. A neuron hears four times fewer
+# inhibitory neurons, so inhibition prevails above 4.
 WEAKEST, STRONGEST = 4.5, 8.0
 
 
@@ -76,10 +76,10 @@ class Trace(ps.ShortTermState):
     """What synapses remember of a neuron's spikes."""
 
 
-# Where the states of a draw have their trials, and where the states of the ensemble have their draws. Draws
-# are outermost, so they are taken first: membranes (trials, draws, neurons) lose axis 1 to the draws, and
-# what is left, (trials, neurons), loses axis 0 to the trials. States that are not named here go with the
-# network as an argument: along axis 0 over draws, shared over trials.
+# Where the states of a draw have their trials, and where those of the ensemble have their draws. Draws
+# are mapped outside, so they go first: membranes (trials, draws, neurons) lose axis 1 to the draws, and
+# then (trials, neurons) lose axis 0 to the trials. States that are not named here go with the network as
+# an argument: along axis 0 over draws, and shared by trials, but for the random stream, which is split.
 TRIALS = {0: Membrane, 1: Trace}
 DRAWS = {1: Membrane, 0: Trace}
 
@@ -116,8 +116,8 @@ class Network(ps.nn.Module):
         """Advance by a time step and say which neurons spike.
 
         The voltage follows `MEMBRANE_TIME * dV/dt = -V + current` (in mV, the resistance included), and
-        is solved for exactly, with a current that is constant within a step. A spike of the input comes
-        as a pulse, one of the network as a current that decays with `SYNAPSE_TIME` and adds up to as much.
+        is solved exactly for a current that is constant within a step. A spike of the input comes as a
+        pulse, one of the network as a current that decays with `SYNAPSE_TIME` and adds up to as much.
         """
         current = MEMBRANE_TIME / SYNAPSE_TIME * (self.weights.value @ self.trace.value)
         kicks = KICK * self.rng.poisson(INPUT_RATE * 1e-3 * STEP, NEURONS)
@@ -135,8 +135,8 @@ class Network(ps.nn.Module):
 
 def synapses(sources: int, key: PRNGKeyArray) -> Bool[Array, "neurons sources"]:
     """Which sources each neuron has synapses from: always as many, drawn at random."""
-    heard = jnp.arange(sources) < HEARD * sources
-    return jr.permutation(key, jnp.tile(heard, (NEURONS, 1)), axis=1, independent=True)
+    orders = jnp.argsort(jr.uniform(key, (NEURONS, sources)), axis=1)
+    return orders < HEARD * sources
 
 
 # Trials and draws -----------------------------------------------------------------------------------
@@ -144,19 +144,21 @@ def synapses(sources: int, key: PRNGKeyArray) -> Bool[Array, "neurons sources"]:
 
 def draw_inhibition(draws: int, key: PRNGKeyArray) -> Float[Array, " draws"]:
     """Strengths from the weakest to the strongest: one from each of as many equal parts of the range."""
-    part = (jnp.arange(draws) + jr.uniform(key, draws)) / draws
+    part = (jnp.arange(draws) + jr.uniform(key, (draws,))) / draws
     return WEAKEST + (STRONGEST - WEAKEST) * part
+
+
+def make_draw(inhibition: Float[Array, ""], key: PRNGKeyArray, trials: int) -> Network:
+    """A `Network` that is about to begin its trials: it has a membrane and a trace for each of them."""
+    network = Network(inhibition, key)
+    network, _ = ps.vmap2_new_states(network, {}, axis_size=trials, state_out_axes=TRIALS)
+    return network
 
 
 def make_ensemble(inhibition: Float[Array, " draws"], trials: int, key: PRNGKeyArray) -> Network:
     """A `Network` for each strength of inhibition, about to begin its trials."""
-
-    def make_draw(inhibition: Float[Array, ""], key: PRNGKeyArray) -> Network:
-        network = Network(inhibition, key)
-        network, _ = ps.vmap2_new_states(network, {}, axis_size=trials, state_out_axes=TRIALS)
-        return network
-
-    return ps.vmap2(make_draw, state_out_axes=DRAWS)(inhibition, jr.split(key, len(inhibition)))
+    make_draws = ps.vmap2(make_draw, in_axes=(0, 0, None), state_out_axes=DRAWS)
+    return make_draws(inhibition, jr.split(key, len(inhibition)), trials)
 
 
 @jax.jit
@@ -242,7 +244,7 @@ def irregularity(spikes: Bool[np.ndarray, "steps neurons"], at_least: int = 5) -
 def table(report: Report) -> str:
     """The figures, to print."""
     draws, trials = report.rates.shape
-    rule = "-" * 59
+    rule = "-" * 62
     rows = [
         f"draw {d + 1:>2}{report.inhibition[d]:13.2f}{report.rates[d].mean():13.1f} Hz"
         f"{report.rates[d].std():10.1f} Hz{report.irregularity[d].mean():13.2f}"
@@ -252,12 +254,12 @@ def table(report: Report) -> str:
     networks = f"{draws} x {trials} networks"
     return "\n".join(
         [
-            f"{'':7}{'inhibition':>13}{'firing rate':>16}{'+- trials':>13}{'CV':>10}",
+            f"{'':7}{'inhibition':>13}{'firing rate':>16}{'+- trials':>13}{'CV':>13}",
             rule,
             *rows,
             rule,
-            f"{f'time for {BLOCK} ms of {networks}':44}{simulation.seconds_per_block:13.2f} s",
-            f"{'the first time, with compiling':44}{simulation.seconds_to_compile:13.2f} s",
+            f"{f'time for {BLOCK} ms of {networks}':47}{simulation.seconds_per_block:13.2f} s",
+            f"{'the first time, with compiling':47}{simulation.seconds_to_compile:13.2f} s",
         ]
     )
 

@@ -92,7 +92,7 @@ class RandomState(State[V]):
         if cell is None:
             raise FrozenStateError(_draw_message(self))
         cell.check_writable(type(self).__name__)
-        key = self.value
+        key: Any = self.value
         if batch_shape(key) != ():
             raise ValueError(
                 f"`{cell.place}` (RandomState) holds a batch of keys of shape {batch_shape(key)}, and "

@@ -14,7 +14,7 @@ and two nested `ps.vmap2` say by kind along which axis a state is mapped:
 The two layouts have reasons. The traces of a draw are a matrix with a column for each trial, so what
 passes its synapses is one product of two matrices as they lie in memory. Membranes are looked at trial
 by trial, and `voltage.value[trial]` is one trial of all draws. To choose other layouts is to change
-`TRIALS` and `DRAWS`, and nothing else; the spikes stay the same.
+`TRIALS` and `DRAWS`, and nothing else; the spikes stay the same, up to rounding.
 
     pip install -e ".[examples]"
     python examples/spiking_ensemble.py --draws 10 --trials 12 --milliseconds 1000 --out .

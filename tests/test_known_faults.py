@@ -59,3 +59,31 @@ def test_map_inherits_its_name_and_passes_its_module():
         return (x - jax.lax.pmean(x, "lanes")) * module.gain.value
 
     np.testing.assert_array_equal(mapper.map(centred)(jnp.arange(4.0)), [-3.0, -1.0, 1.0, 3.0])
+
+
+def test_explain_shows_what_a_call_would_refuse():
+    """The table says why a write would raise, where one wants to look at it."""
+
+    def overwrite(total, x):
+        total.value = x
+
+    mapped = ps.vmap2(overwrite, in_axes=(None, 0))
+    shown = mapped.explain(ps.State(0.0), jax.ShapeDtypeStruct((3,), jnp.float32))
+    assert shown.rows[0].axis_out == "refused"
+    assert "no axis is declared for it" in shown.notes[0]
+    with pytest.raises(ps.BatchAxisError, match="no axis is declared for it"):
+        ps.pure(mapped)(ps.State(0.0), jnp.ones(3))
+
+
+def test_spmd_axis_name():
+    """`spmd_axis_name` reaches `jax.vmap`: sharding constraints in lanes get the mapped axis."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(4), ("lanes",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def step(total, x):
+        total.value = jax.lax.with_sharding_constraint(total.value + x, sharding)
+
+    mapped = ps.pure(ps.vmap2(step, spmd_axis_name="lanes"))
+    _, total = mapped(ps.State(jnp.zeros((4, 2))), jnp.ones((4, 2)))
+    np.testing.assert_array_equal(total.value, np.ones((4, 2)))
+    assert total.value.sharding.spec[0] == "lanes"

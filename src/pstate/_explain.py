@@ -38,7 +38,7 @@ class Explanation:
     """What a mapping decided for one call. Prints as a table; notebooks show HTML.
 
     `rows` has one entry for each state and each array outside states; `notes` says which filters
-    matched nothing or were shadowed.
+    matched nothing or were shadowed, and which writes a call would refuse.
     """
 
     title: str
@@ -113,7 +113,7 @@ def rows_of(
             use = _use(slot.index, came, run, written)
             state = written.get(slot.index)
             axis_out = _axis(came.axis if state is None else state.axis)
-            reason += "" if state is None else f"; out: {state.reason}"
+            reason += "" if state is None else f"; out: {state.why}"
         rows.append(
             Row(
                 place=signature.place(key_path, described.names),

@@ -29,7 +29,7 @@ class Meta:
     `out_leaves` has `NEXT` for each leaf that is the next array, and the leaf itself where it is
     static. `writes` lists `(slot, structure, count, soft)`, without a structure where the value is one
     array; a soft write is one that the lanes did not make themselves. `rows` is empty unless they were
-    asked for.
+    asked for, and so are the `problems`, which raise in any other run.
     """
 
     out_treedef: Any
@@ -37,6 +37,7 @@ class Meta:
     writes: list[tuple[int, Any, int, bool]]
     echoed: tuple[tuple[int, str], ...]
     rows: list[Row]
+    problems: list[str]
     axis_size: int
 
     def result(self, arrays: Sequence[Any]) -> tuple[Any, Writes, set[int]]:
@@ -114,7 +115,10 @@ class LaneBody:
         run = run_body(self.signature.treedef, leaves, recording)
         if run.aliased_out is not None:
             raise AliasedStateError(alias_message(*run.aliased_out))
-        return run, Outputs(self.context, self.leaves, self.plan, run, frozenset(drawn))
+        outputs = Outputs(
+            self.context, self.leaves, self.plan, run, frozenset(drawn), lenient=self.wants_rows
+        )
+        return run, outputs
 
     def _deferred(self, make: Callable[[], Any], index: int, leaf: int, anywhere: bool) -> Deferred:
         context = self.context
@@ -133,6 +137,7 @@ class LaneBody:
             [_as_write(written) for written in outputs.written],
             run.echoed,
             rows,
+            outputs.problems,
             self.plan.axis_size,
         )
 

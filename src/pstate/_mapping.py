@@ -295,7 +295,8 @@ class StatefulMapping(Transform):
 
         The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
 
-        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks.
+        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks. A write
+        that a call would refuse for want of an axis is a note here.
 
         !!! example
 
@@ -322,6 +323,7 @@ class StatefulMapping(Transform):
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
         notes = notes_of(options.rules_in, options.rules_out, states)
+        notes = (*notes, *meta.problems)
         return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes)
 
     def lane(self, index: int) -> "Lane":

@@ -24,6 +24,9 @@ from ._paths import Path, to_path, to_place
 from ._state import NonBatchState, State, is_state
 
 
+#: Why a value leaves that a call would not let leave.
+_REFUSED = "refused, see the note"
+
 #: Stands for an array among the leaves of an output.
 NEXT = object()
 
@@ -63,10 +66,17 @@ class Written:
     soft: bool = False
 
     @property
+    def why(self) -> str:
+        """The reason for people to read."""
+        return self.leaves[0].reason if self.leaves else self.reason
+
+    @property
     def axis(self) -> Any:
         """The axis for people to read."""
         if not self.leaves:
             return None
+        if self.leaves[0].reason == _REFUSED:
+            return "refused"
         return "reduced" if self.leaves[0].reducer is not None else self.leaves[0].axis
 
 
@@ -80,6 +90,7 @@ class Outputs:
         plan: InPlan,
         run: Run,
         split: frozenset[int],
+        lenient: bool = False,
     ):
         self._program = program
         self._options = program.options
@@ -88,6 +99,9 @@ class Outputs:
         self._plan = plan
         self._run = run
         self._split = split
+        #: What would raise; only where `lenient` says to go on, as `explain` does.
+        self.problems: list[str] = []
+        self._lenient = lenient
         self._matched: set[Rule] = set()
         self.leaving, self.out_leaves, self.out_treedef = self._output()
         self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
@@ -117,19 +131,28 @@ class Outputs:
         self._warn_of_growth()
         self._warn_of_unmatched()
 
+    def _refuse(self, leaf: Leaving, message: str) -> None:
+        if not self._lenient:
+            raise BatchAxisError(message)
+        leaf.axis, leaf.reason = 0, _REFUSED
+        if message not in self.problems:
+            self.problems.append(message)
+
     def _differs(self, leaf: Leaving) -> None:
         if leaf.same_by:
-            raise BatchAxisError(
+            return self._refuse(
+                leaf,
                 f"{leaf.same_by} says that it is the same in all lanes, and the value differs between "
                 f"lanes. {leaf.fix} Or reduce it in the function, with axis_name='batch' and "
-                "value = jax.lax.pmean(value, 'batch')."
+                "value = jax.lax.pmean(value, 'batch').",
             )
         if self._options.policy == "raise":
-            raise BatchAxisError(leaf.undeclared)
+            return self._refuse(leaf, leaf.undeclared)
         leaf.axis = 0
         leaf.reason = f"policy {self._options.policy!r}"
         if self._options.policy == "warn":
             warn(leaf.undeclared, BatchAxisWarning)
+        return None
 
     # The output -----------------------------------------------------------------------------------
 

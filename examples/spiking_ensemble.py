@@ -11,10 +11,11 @@ and two nested `ps.vmap2` say by kind along which axis a state is mapped:
 | spike trace | `Trace` | (draws, neurons, trials) |
 | stream of Poisson input | `ps.RandomState` | (draws,): one key for a draw, which its trials split |
 
-The two layouts have reasons. The traces of a draw are a matrix with a column for each trial, so what
-passes its synapses is one product of two matrices as they lie in memory. Membranes are looked at trial
-by trial, and `voltage.value[trial]` is one trial of all draws. To choose other layouts is to change
-`TRIALS` and `DRAWS`, and nothing else; the spikes stay the same, up to rounding.
+The layouts are those in which one reads the states: `voltage.value[trial]` is one trial of all draws,
+and `trace.value[draw]` a matrix with a column for each trial, which the weights of the draw multiply. To
+choose others is to change `TRIALS` and `DRAWS`, and nothing else; the spikes stay the same, up to
+rounding. JAX transposes in each step what does not fit together, which took up to a third of the time
+when it was measured.
 
     pip install -e ".[examples]"
     python examples/spiking_ensemble.py --draws 10 --trials 12 --milliseconds 1000 --out .
@@ -281,7 +282,6 @@ def draw_raster(report: Report, path: Path, trials: int = 3, milliseconds: int =
         ax.set_ylabel(f"trial {trial + 1}")
     draw_activity(activity, spikes)
     activity.set(xlabel="time (ms)", xlim=(0, len(spikes) * STEP))
-    figure.align_ylabels()
     figure.suptitle(
         f"Spikes of {EXCITATORY} excitatory (blue) and {INHIBITORY} inhibitory (red) neurons, "
         f"inhibition {report.inhibition[draw]:.2f}"
@@ -310,6 +310,7 @@ def draw_activity(
     middles = (np.arange(windows) + 0.5) * window
     ax.plot(middles, rates[:, 0], color="tab:gray", linewidth=1, label="trial 1")
     ax.plot(middles, rates.mean(axis=1), color="black", linewidth=2, label=f"mean of {rates.shape[1]}")
+    ax.margins(y=0.3)  # for the legend
     ax.set(ylabel="firing rate (Hz)", ylim=(0, None))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)

@@ -74,6 +74,22 @@ def test_init_all_states():
     assert ps.nn.init_all_states(before.layers[0], size=2).weight.value.shape == (2,)
 
 
+def test_declared_states_beside_an_init():
+    """A state declared on the class is part of the tree also where `__init__` does not mention it."""
+
+    class Own(ps.nn.Module):
+        weight: ps.ParamState
+        hidden: ps.HiddenState = ps.HiddenState()
+
+        def __init__(self):
+            self.weight = ps.ParamState(jnp.ones(2))
+
+        def init_state(self):
+            self.hidden.value = jnp.zeros(3)
+
+    assert Own().init_all_states().hidden.value.shape == (3,)
+
+
 def test_keywords_that_do_not_fit():
     """A keyword that nobody names, or that is missing, is named with the module's path."""
     with pytest.raises(

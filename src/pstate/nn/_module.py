@@ -8,7 +8,7 @@ import equinox as eqx
 from .._errors import FrozenStateError
 from .._init_states import assign, run_init_states
 from .._record import freeze, record
-from .._state import collect
+from .._state import State, collect
 
 
 M = TypeVar("M", bound=eqx.Module)
@@ -56,6 +56,14 @@ class Module(eqx.Module):
         >>> Linear().init_all_states(size=3)
         Linear(weight=ParamState(f32[3]))
     """
+
+    def __check_init__(self):
+        # Equinox leaves a field's default on the class where a module has an `__init__` of its own; an
+        # empty state there would be no part of the tree.
+        for field in dataclasses.fields(self):
+            default = getattr(type(self), field.name, None)
+            if field.name not in self.__dict__ and isinstance(default, State):
+                object.__setattr__(self, field.name, default)
 
     def init_all_states(self: M, **kwargs: Any) -> M:
         """Run `init_state` on this module and all in it, children first, and return the result.

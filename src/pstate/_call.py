@@ -12,6 +12,7 @@ Invariants:
 
 import dataclasses
 import functools as ft
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from ._leaves import static_key
 from ._messages import describe
 from ._paths import Path, to_path, to_place
 from ._record import Guard, freeze, root_name
-from ._state import State, collect, is_state, thaw, unflatten_frozen
+from ._state import State, collect, is_state, make_frozen, thaw, unflatten_frozen
 from ._value import copy, is_leaf
 
 
@@ -60,6 +61,8 @@ jtu.register_pytree_node(Static, lambda static: ((), static), lambda static, _: 
 def _bare(argument: Any) -> Any:
     return argument.value if type(argument) is Static else argument
 
+
+_cell_of = operator.attrgetter("_cell")
 
 #: What a run wrote: the new value of each written state, by slot index.
 Writes = dict[int, Any]
@@ -220,6 +223,8 @@ class Call:
         mine = {i: v for i, v in writes.items() if argument_of_slot[i] == argument}
         if not mine:
             return freeze(subtree)
+        if self._is_plain():
+            return _outline(self.treedef, where).rebuilt(self.leaves, self.states, mine)
         treedef, start, stop = _subtree(self.treedef, where)
         slots = self.signature.layout.slots
         leaves = list(self.leaves[start:stop])
@@ -232,13 +237,14 @@ class Call:
             if new_treedef != slot.treedef:
                 return self._rebuilt_slowly(where, subtree, mine)
             leaves[slot.start - start : slot.stop - start] = new
-        if self._is_plain():
-            return treedef.unflatten(leaves)
         return unflatten_frozen(treedef, leaves)
 
     def _is_plain(self) -> bool:
         """Whether no state that came in is, or ever was, live."""
-        return all(type(state._tag) is tuple and state._cell is None for state in self.states)
+        states = self.states
+        if any(map(_cell_of, states)):
+            return False
+        return set(map(type, [state._tag for state in states])) <= {tuple}
 
     def _rebuilt_slowly(self, where: tuple[int, ...], subtree: Any, mine: dict[int, Any]) -> Any:
         """For values whose structure changed: an empty state that was filled, say."""
@@ -256,6 +262,37 @@ class Call:
 def signature_of(treedef: Any) -> Signature:
     """The signature of a call's structure. Worked out once for each."""
     return Signature(treedef)
+
+
+class _Outline:
+    """A subtree of a call down to its states, which are leaves here.
+
+    Rebuilding it keeps the state objects that were not written, which is cheaper than making them anew.
+    """
+
+    def __init__(self, treedef: Any, where: tuple[int, ...]):
+        subtree = unflatten_frozen(treedef, range(treedef.num_leaves))
+        for position in where:
+            subtree = subtree[position]
+        argument = (where[0], where[1] if len(where) > 1 else None)
+        indices = [i for i, a in enumerate(signature_of(treedef).argument_of_slot) if a == argument]
+        items, self.treedef = jtu.tree_flatten(subtree, is_leaf=is_state)
+        supply = iter(indices)
+        #: For each item whether it is a state, and its index among the states or the leaves of the call.
+        self.items = [(True, next(supply)) if is_state(x) else (False, x) for x in items]
+        self.position = {i: n for n, (is_one, i) in enumerate(self.items) if is_one}
+
+    def rebuilt(self, leaves: Sequence[Any], states: Sequence[State], writes: Writes) -> Any:
+        items = [states[i] if is_one else leaves[i] for is_one, i in self.items]
+        for index, value in writes.items():
+            state = states[index]
+            items[self.position[index]] = make_frozen(type(state), state._tag, copy(value))
+        return self.treedef.unflatten(items)
+
+
+@ft.lru_cache(maxsize=4096)
+def _outline(treedef: Any, where: tuple[int, ...]) -> _Outline:
+    return _Outline(treedef, where)
 
 
 @ft.lru_cache(maxsize=4096)

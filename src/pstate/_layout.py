@@ -80,7 +80,12 @@ def find_aliases(states: Sequence[State]) -> tuple[tuple[int, int], ...]:
 
     Empty states excepted: nothing can be lost there.
     """
-    ids = [id(s if s._cell is None else s._cell) for s in states]
+    cells = [state._cell for state in states]
+    ids = (
+        list(map(id, states))
+        if not any(cells)
+        else [id(c or s) for c, s in zip(cells, states, strict=True)]
+    )
     if len(set(ids)) == len(ids):
         return ()
     first: dict[int, int] = {}

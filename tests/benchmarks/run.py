@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--states", type=int, nargs="+", default=[10, 100, 1000], help="sizes of the model"
     )
-    parser.add_argument("--rounds", type=int, default=300, help="warm calls of each, at most")
+    parser.add_argument("--rounds", type=int, default=200, help="warm calls of each, at most")
     parser.add_argument("--cold-rounds", type=int, default=9, help="cold calls of each, at most")
     parser.add_argument("--budget", type=float, default=30.0, help="seconds for each table, about")
     parser.add_argument("--only", action="append", choices=TABLES, help="this table; may be repeated")

@@ -23,7 +23,10 @@ from job import Contender, Job
 
 Call = Callable[[], jax.Array]
 
-#: A call longer than this (in seconds) is not run once untimed before it is timed.
+#: Untimed calls before a timed one: the contender before has filled the processor's caches.
+_SETTLING = 3
+
+#: Calls longer than this (in seconds) do without.
 _LONG = 0.01
 
 #: Rounds between two collections of garbage.
@@ -73,15 +76,16 @@ def _ratio(own: Mapping[int, float], limit: Mapping[int, float]) -> float:
 def warm(calls: Mapping[str, Call], rounds: int, budget: float) -> dict[str, Measured]:
     """Time calls that were called before, until the rounds or the budget (in seconds) are used up.
 
-    Each call runs once untimed and then timed, as in a loop that does nothing else. Contenders so slow
-    that they would use up more than their share of the budget play every k-th round.
+    Each call runs untimed first, as in a loop that does nothing else. Contenders so slow that they would
+    use up more than their share of the budget play every k-th round.
     """
     measured = {name: Measured() for name in calls}
     strides = dict.fromkeys(calls, 1)
     for name in list(calls)[1:]:
         with measured[name].catching():
             once = min(_time(calls[name]), _time(calls[name]))
-            strides[name] = max(1, round(2 * once * rounds * len(calls) / budget))
+            each = once * (1 + _settling(once))
+            strides[name] = max(1, round(each * rounds * len(calls) / budget))
     order = random.Random(0)
     with _quiet():
         for i in _rounds(rounds, budget):
@@ -90,7 +94,7 @@ def warm(calls: Mapping[str, Call], rounds: int, budget: float) -> dict[str, Mea
             playing = [name for name in calls if i % strides[name] == 0 and not measured[name].failed]
             for name in order.sample(playing, len(playing)):
                 with measured[name].catching():
-                    if measured[name].seconds.get(0, 0.0) < _LONG:
+                    for _ in range(_settling(measured[name].seconds.get(0, 0.0))):
                         calls[name]().block_until_ready()
                     measured[name].seconds[i] = _time(calls[name])
     return measured
@@ -114,6 +118,10 @@ def cold(
                 own.seconds[i] = seconds
                 own.before_xla[i] = seconds - sum(spent)
     return measured
+
+
+def _settling(seconds: float) -> int:
+    return _SETTLING if seconds < _LONG else 0
 
 
 def _rounds(rounds: int, budget: float) -> Iterator[int]:

@@ -196,17 +196,13 @@ def _is_axis(x: Any) -> bool:
 
 
 def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None]) -> None:
-    def assign(axis: Any, subtree: Any) -> None:
-        if axis is not None and not _is_axis(axis):
-            raise TypeError(
-                f"The axes of `{name}` in in_axes are integers and None; got {axis!r}. Write "
-                f"in_axes={{{name!r}: 0}}."
-            )
-        for index in jtu.tree_leaves(subtree):
-            result[index] = axis
-
     try:
-        jtu.tree_map(assign, spec, arg, is_leaf=lambda x: x is None)
+        _spread_prefix(spec, arg, result)
+    except TypeError as error:
+        raise TypeError(
+            f"The axes of `{name}` in in_axes are integers and None; {error}. Write "
+            f"in_axes={{{name!r}: 0}}."
+        ) from None
     except ValueError as error:
         raise ValueError(
             f"in_axes={spec!r} for `{name}` is no prefix of its structure, {jtu.tree_structure(arg)}: "
@@ -222,22 +218,28 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     """
     leaves, treedef = jtu.tree_flatten(out)
     result: list[int | None] = [None] * len(leaves)
-    numbered = unflatten_frozen(treedef, range(len(leaves)))
-
-    def assign(axis: Any, subtree: Any) -> None:
-        if axis is not None and not _is_axis(axis):
-            raise TypeError(f"out_axes are integers and None; got {axis!r}. Write out_axes=0.")
-        for index in jtu.tree_leaves(subtree):
-            result[index] = axis
-
     try:
-        jtu.tree_map(assign, out_axes, numbered, is_leaf=lambda x: x is None)
+        _spread_prefix(out_axes, unflatten_frozen(treedef, range(len(leaves))), result)
+    except TypeError as error:
+        raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
     except ValueError as error:
         raise ValueError(
             f"out_axes={out_axes!r} is no prefix of the output's structure, {treedef}: {error}. Give "
             "one axis for the whole output: out_axes=0."
         ) from None
     return result
+
+
+def _spread_prefix(prefix: Any, numbered: Any, result: list[int | None]) -> None:
+    """Put the axes of a prefix into `result`, by the numbers that are the leaves of a tree."""
+
+    def assign(axis: Any, subtree: Any) -> None:
+        if axis is not None and not _is_axis(axis):
+            raise TypeError(f"got {axis!r}")
+        for index in jtu.tree_leaves(subtree):
+            result[index] = axis
+
+    jtu.tree_map(assign, prefix, numbered, is_leaf=lambda x: x is None)
 
 
 # How many lanes -----------------------------------------------------------------------------------

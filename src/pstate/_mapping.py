@@ -20,22 +20,18 @@ from ._cell import Deferred
 from ._compat import is_eager, jit_is_disabled
 from ._context import ANCHOR, anchor_ref
 from ._entry import DeviceEntry, Entry
-from ._errors import RecompilationWarning
 from ._explain import Explanation, notes_of
 from ._lane import run_lane
 from ._lane_body import Meta
 from ._leaves import operand_mask, static_key
-from ._messages import warn
 from ._options import Options, make_options
 from ._program import Program
+from ._recompilation import warn_of_recompilation
 from ._transform import Transform, checked, code_of
 from ._typing import Filter, StateAxes
 
 
 _programs = Programs()
-
-#: How many values a Python number may take before a warning says that each is a program.
-_MANY_VALUES = 5
 
 
 class StatefulMapping(Transform):
@@ -218,7 +214,8 @@ class StatefulMapping(Transform):
         key = (self.options, call.treedef, statics, call.aliases)
 
         def make() -> Any:
-            self._warn_of_recompilation(call, anchor, statics)
+            same = [k[2] for k in _programs.keys(anchor) if k[:2] == (self.options, call.treedef)]
+            warn_of_recompilation(call, statics, same, code_of(self))
             entry = DeviceEntry if self.options.on_devices else Entry
             return entry(self._program(call, mask), self.options.name or self.__name__)
 
@@ -240,31 +237,6 @@ class StatefulMapping(Transform):
                     "jnp.asarray(...), or something hashable."
                 ) from None
         return tuple(keys)
-
-    def _warn_of_recompilation(self, call: Call, anchor: Any, statics: tuple[Any, ...]) -> None:
-        """Warn once for a number that keeps changing: each new value is a new program."""
-        keys = _programs.keys(anchor)
-        same = [k[2] for k in keys if k[:2] == (self.options, call.treedef)]
-        for position, (index, key) in enumerate(statics):
-            if key[0] not in (int, float, complex):
-                continue
-            rest = statics[:position] + statics[position + 1 :]
-            values = {
-                s[position]
-                for s in same
-                if len(s) == len(statics)
-                and s[position][0] == index
-                and s[:position] + s[position + 1 :] == rest
-            }
-            if len(values) != _MANY_VALUES - 1:
-                continue
-            place = call.signature.place(call.signature.layout.key_path_of_leaf[index], call.names)
-            warn(
-                f"`{place}` is a Python number and has had {_MANY_VALUES} values: {code_of(self)} "
-                "compiled a program for each, since what is no array is part of the program. Pass an "
-                f"array: jnp.asarray({call.leaves[index]!r}).",
-                RecompilationWarning,
-            )
 
     # Looking ------------------------------------------------------------------------------------
 

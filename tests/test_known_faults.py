@@ -75,6 +75,17 @@ def test_explain_shows_what_a_call_would_refuse():
         ps.pure(mapped)(ps.State(0.0), jnp.ones(3))
 
 
+@pytest.mark.parametrize("maker", [ps.vmap2, ps.pmap2])
+def test_an_unbound_axis_name(maker):
+    """JAX's error of an unbound axis name says which call should have named it."""
+    body = lambda x: jax.lax.pmean(x, "lanes")
+    with pytest.raises(NameError, match="unbound axis name: lanes") as caught:
+        maker(body)(jnp.ones(4))
+    assert "The innermost is ps." in caught.value.__notes__[0]
+    assert "axis_name='lanes'" in caught.value.__notes__[0]
+    np.testing.assert_array_equal(maker(body, axis_name="lanes")(jnp.ones(4)), np.ones(4))
+
+
 def test_spmd_axis_name():
     """`spmd_axis_name` reaches `jax.vmap`: sharding constraints in lanes get the mapped axis."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(4), ("lanes",))

@@ -5,6 +5,7 @@ and putting the arrays that come back into order.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -112,7 +113,11 @@ class LaneBody:
         for slot in self.split:
             leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start, anywhere)
         recording = self.context.recording(self.leaves)
-        run = run_body(self.signature.treedef, leaves, recording)
+        try:
+            run = run_body(self.signature.treedef, leaves, recording)
+        except NameError as error:
+            _say_who_names(error, self.context.described.fn)
+            raise
         if run.aliased_out is not None:
             raise AliasedStateError(alias_message(*run.aliased_out))
         outputs = Outputs(
@@ -139,6 +144,16 @@ class LaneBody:
             rows,
             outputs.problems,
             self.plan.axis_size,
+        )
+
+
+def _say_who_names(error: NameError, fn: str) -> None:
+    """Add to JAX's error of an unbound axis name which call could have bound it."""
+    found = re.search(r"unbound axis name: (\w+)", str(error))
+    if found and not hasattr(error, "__notes__"):
+        error.add_note(
+            f"No mapping around the collective names the axis {found[1]!r}. The innermost is {fn}; name "
+            f"the axis there, axis_name={found[1]!r}, or in the mapping over whose lanes it should reduce."
         )
 
 

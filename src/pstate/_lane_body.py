@@ -153,7 +153,8 @@ def _say_who_names(error: NameError, fn: str) -> None:
     if found and not hasattr(error, "__notes__"):
         error.add_note(
             f"No mapping around the collective names the axis {found[1]!r}. The innermost is {fn}; name "
-            f"the axis there, axis_name={found[1]!r}, or in the mapping over whose lanes it should reduce."
+            f"the axis there, axis_name={found[1]!r}, or in the mapping over whose lanes it should "
+            "reduce."
         )
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import brainstate
+import brainstate  # pyright: ignore[reportMissingImports]
 import jax
-from brainstate import transform as bt
+from brainstate import transform as bt  # pyright: ignore[reportMissingImports]
 
 from job import Built, Contender, Contenders, Job
 

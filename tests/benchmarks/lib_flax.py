@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
+from flax import nnx  # pyright: ignore[reportMissingImports]
 
 from job import Built, Contender, Contenders, Job
 

@@ -12,16 +12,12 @@ from typing import Any
 import jax.tree_util as jtu
 
 from ._axis_spec import Rule
-from ._call import Signature
 from ._errors import BatchAxisError
 from ._layout import Slot
 from ._messages import kind_code
 from ._random import RandomState, holds_one_key
+from ._signature import KWARGS, Described, Signature
 from ._state import NonBatchState, unflatten_frozen
-
-
-#: The group of keyword arguments, in `Signature.argument`.
-_KWARGS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +39,6 @@ class InPlan:
     def of(self, slot: Slot) -> Input | None:
         """How a state goes in; `None` for an empty one."""
         return self.leaves[slot.start] if slot.stop > slot.start else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Described:
-    """A call as messages speak of it: names of parameters, and code of the transform and call."""
-
-    names: tuple[str, ...]
-    fn: str
-    first_is_tree: bool = False
 
 
 def plan_inputs(
@@ -128,7 +115,7 @@ def _refuse_axis(
 
 def _broadcast(group: int, which: Any, n_args: int) -> str:
     """The `in_axes` that broadcasts one argument, as code."""
-    return f"in_axes={{{which!r}: None}}" if group == _KWARGS else _with_none(which, n_args)
+    return f"in_axes={{{which!r}: None}}" if group == KWARGS else _with_none(which, n_args)
 
 
 def _with_none(position: int, n_args: int) -> str:

@@ -12,7 +12,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 
@@ -67,9 +67,16 @@ class Programs:
         self._others: dict[int, tuple[Callable[[], Any], OrderedDict[Any, Any]]] = {}
         self._lock = threading.Lock()
 
-    def get(self, anchor: Any, key: Hashable, make: Callable[[], Entry]) -> Entry:
-        """The program of a function for a key, made where there is none."""
+    def get(
+        self, anchor: Any, key: Hashable, make: Callable[[], Entry], others: Sequence[Any] = ()
+    ) -> Entry:
+        """The program of a function for a key, made where there is none.
+
+        `others` are more functions that are part of the program.
+        """
         bound = bindings(anchor)
+        for other in others:
+            bound += (other, *bindings(other))
         full_key = (key, tuple(map(id, bound)))
         try:
             return self._of(anchor)[full_key][0]

@@ -84,6 +84,26 @@ jtu.register_pytree_with_keys(
 )
 
 
+class Several:
+    """Several callables of one call: the branches of a choice, say.
+
+    `lead` names arguments that come before those of the callables.
+    """
+
+    __slots__ = ("callables", "lead")
+
+    def __init__(self, callables: tuple[Any, ...], lead: tuple[str, ...] = ()):
+        self.callables = callables
+        self.lead = lead
+
+
+jtu.register_pytree_with_keys(
+    Several,
+    lambda s: ([(jtu.SequenceKey(i), fn) for i, fn in enumerate(s.callables)], s.lead),
+    lambda lead, children: Several(tuple(children), lead),
+)
+
+
 def as_tree(fn: Any) -> Any:
     """The callable as a pytree, if it carries anything.
 
@@ -159,6 +179,8 @@ def anchor_of(fn: Any) -> Any:
             return anchor_of(fn.fun)
         case Method() | Partial():
             return anchor_of(fn.function)
+        case Several():
+            return anchor_of(fn.callables[0])
         case _ if _is_bound_method(fn):
             return anchor_of(fn.__func__)
         case _ if _is_callable_module(fn):
@@ -170,6 +192,17 @@ def anchor_of(fn: Any) -> Any:
             return fn
 
 
+def anchors_of(fn: Any) -> tuple[Any, ...]:
+    """The functions at the heart of a callable: one, or those of several callables."""
+    match fn:
+        case Wrapper():
+            return anchors_of(fn.fun)
+        case Several():
+            return tuple(anchor_of(one) for one in fn.callables)
+        case _:
+            return (anchor_of(fn),)
+
+
 def n_bound(fn: Any) -> int:
     """How many leading parameters of the anchor the callable has filled already."""
     match fn:
@@ -179,6 +212,8 @@ def n_bound(fn: Any) -> int:
             return 1 + n_bound(fn.function)
         case Partial():
             return len(fn.args) + n_bound(fn.function)
+        case Several():
+            return n_bound(fn.callables[0])
         case _ if _is_bound_method(fn) or _is_callable_module(fn) or isinstance(fn, types.MethodType):
             return 1
         case _:
@@ -230,6 +265,30 @@ def parameters(fn: Any) -> list[str]:
     if names and names[0] == "self" and "." in getattr(anchor, "__qualname__", ""):
         names[0] = snake_case(anchor.__qualname__.split(".")[-2])
     return names[n_bound(fn) :]
+
+
+class Names(tuple[str, ...]):
+    """The names of the positional parameters that callers fill.
+
+    `filled` has, for each callable of the call, those that a partial has filled.
+    """
+
+    filled: tuple[list[str], ...]
+
+
+def names_of(fn: Any) -> Names:
+    """What messages call the arguments of a callable."""
+    callables = fn.callables if isinstance(fn, Several) else (fn,)
+    lead = fn.lead if isinstance(fn, Several) else ()
+    names = Names((*lead, *parameters(callables[0])))
+    names.filled = tuple(_filled(one) for one in callables)
+    return names
+
+
+def _filled(fn: Any) -> list[str]:
+    while isinstance(fn, Wrapper):
+        fn = fn.fun
+    return parameters(fn.function)[: len(fn.args)] if isinstance(fn, Partial) else []
 
 
 def name_of(fn: Any) -> str:

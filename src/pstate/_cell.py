@@ -44,24 +44,61 @@ class Deferred:
     """A value that is computed when it is first needed.
 
     `anywhere` says that computing it is no more than taking a value that exists; otherwise it is
-    computed under the trace that it belongs to, or not at all.
+    computed under the trace that it belongs to, or not at all. `mark` is told when the value is needed,
+    and when the need for it turns out to be none. `make` is told whether it is: a value that is only
+    looked at may turn out to be of no use.
     """
 
-    __slots__ = ("_anywhere", "_make", "_place", "_trace", "_value", "dtype", "shape")
+    __slots__ = ("_anywhere", "_make", "_mark", "_needs", "_place", "_trace", "_value", "dtype", "shape")
 
     def __init__(
-        self, make: Callable[[], Any], like: Any, place: Callable[[], str], anywhere: bool = False
+        self,
+        make: Callable[[bool], Any],
+        like: Any,
+        place: Callable[[], str],
+        anywhere: bool = False,
+        mark: Callable[[bool], None] = lambda needed: None,
     ):
         self._anywhere = anywhere
         self.shape: tuple[int, ...] = like.shape
         self.dtype: Any = like.dtype
-        self._make: Callable[[], Any] | None = make
+        self._make: Callable[[bool], Any] | None = make
+        self._mark = mark
+        self._needs = 0
         self._place = place
         self._trace = current_trace()
         self._value: Any = None
 
     def get(self) -> Any:
-        """The value. Computed once."""
+        """The value, because it is needed."""
+        value = self.value(needed=True)
+        self._need()
+        return value
+
+    def tentative(self) -> Any:
+        """The value, which is taken to be needed until `release` says otherwise."""
+        value = self.value()
+        self._need()
+        return value
+
+    def _need(self) -> None:
+        self._needs += 1
+        if self._needs == 1:
+            self._mark(True)
+
+    @property
+    def computed(self) -> Any:
+        """The value, if it was computed already."""
+        return self._value
+
+    def release(self) -> None:
+        """Take back a `get`: the value was not needed after all."""
+        self._needs -= 1
+        if self._needs == 0:
+            self._mark(False)
+
+    def value(self, needed: bool = False) -> Any:
+        """The value, whether or not it is needed. Computed once."""
         if self._make is not None:
             if not self._anywhere and current_trace() != self._trace:
                 place = self._place()
@@ -70,7 +107,7 @@ class Deferred:
                     "read under another JAX trace inside the lane. Draw before entering the raw "
                     f"transform: key = {place}.split_key()."
                 )
-            self._value = self._make()
+            self._value = self._make(needed)
             self._make = None
         return self._value
 
@@ -205,9 +242,12 @@ class Cell:
         if current_trace() != recording.trace:
             raise TraceScopeError(
                 f"`{self.place}` ({kind}) was written under a JAX trace inside {recording.title}: a "
-                "raw jax.vmap, jax.jit, jax.grad or jax.lax loop closed over it, and the write would "
-                "leak a tracer. Pass the tree through the transform and take it back:\n"
-                "    out, tree = jax.jit(ps.pure(f))(tree, x)"
+                "function that a transform runs (jax.vmap, jax.jit, jax.grad, a loop, a branch) closed "
+                "over it, and the write would leak a tracer. Pass the tree through the transform and "
+                "take it back:\n"
+                "    out, tree = jax.jit(ps.pure(f))(tree, x)\n"
+                "or bind the function to it, where the transform is one of pstate's:\n"
+                "    ys = ps.for_loop(ft.partial(f, tree), xs)"
             )
         if recording.guard is not None:
             recording.guard(self)
@@ -235,6 +275,12 @@ class Watch:
         self.born: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+class Collected(list[Any]):
+    """The states that flattening met, in order. A packed tree stands for all of its own."""
+
+    has_packed = False
+
+
 class _Local(threading.local):
     """What a thread is doing with pytrees right now.
 
@@ -243,13 +289,15 @@ class _Local(threading.local):
     `catchers`: who collects new states.
     `recordings`: the open recordings, innermost last.
     `watch`: the body that is being compiled, or `None`.
+    `on_devices`: whether the body of a mapping over devices is running.
     """
 
     rebuild: Callable[..., Any] | None = None
-    collected: list[Any] | None = None
+    collected: Collected | None = None
     catchers: tuple[Any, ...] = ()
     recordings: tuple[Recording, ...] = ()
     watch: Watch | None = None
+    on_devices: bool = False
 
 
 local = _Local()

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
@@ -29,31 +30,47 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
         )
         return mapped(passed, keys, jnp.arange(size))
 
+    impls = traced.key_impls()
+
+    def as_keys(data: Sequence[Any]) -> list[Any]:
+        pairs = zip(data, impls, strict=True)
+        return [jr.wrap_key_data(x, impl=impl) if impl else x for x, impl in pairs]
+
     def at(passed: Sequence[Any], keys: Sequence[Any], start: Any, size: int) -> list[Any]:
+        """Lanes from `start` on, of operands of all lanes and keys of these."""
+
         def part(x: Any, axis: int | None) -> Any:
-            return x if axis is None else lax.dynamic_slice_in_dim(x, start, size, axis % x.ndim)
+            if axis is None:
+                return x
+            return lax.dynamic_slice_in_dim(x, start, size, axis % x.ndim)
 
         passed = [part(x, axis) for x, axis in zip(passed, in_axes, strict=True)]
-        return chunk(passed, [part(key, 0) for key in keys], size)
+        return chunk(passed, keys, size)
 
     def run(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
         n_chunks, rest = divmod(n, chunk_size)
-        shapes = jax.eval_shape(lambda p, k: at(p, k, 0, chunk_size), list(passed), list(keys))
+        whole = n_chunks * chunk_size
+        # As data: JAX's check of key reuse takes a part of an array of keys for the whole of it.
+        data = [jr.key_data(key) if impl else key for key, impl in zip(keys, impls, strict=True)]
+        by_chunk = [x[:whole].reshape(n_chunks, chunk_size, *x.shape[1:]) for x in data]
+        lanes = [jax.ShapeDtypeStruct((chunk_size, *key.shape[1:]), key.dtype) for key in keys]
+        shapes = jax.eval_shape(lambda p, k: at(p, k, 0, chunk_size), list(passed), lanes)
         shared = [
             jnp.empty(s.shape, s.dtype) for s, axis in zip(shapes, out_axes, strict=True) if axis is None
         ]
 
-        def step(_: list[Any], start: Any) -> tuple[list[Any], list[Any]]:
-            outs = jax.checkpoint(lambda p, k, s: at(p, k, s, chunk_size))(passed, keys, start)
+        def step(_: list[Any], xs: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+            start, data = xs
+            outs = jax.checkpoint(lambda p, k, s: at(p, k, s, chunk_size))(passed, as_keys(data), start)
             pairs = list(zip(outs, out_axes, strict=True))
             return [x for x, axis in pairs if axis is None], [x for x, a in pairs if a is not None]
 
         starts = jnp.arange(n_chunks) * chunk_size
-        shared, stacked = lax.scan(step, shared, starts)
+        shared, stacked = lax.scan(step, shared, (starts, by_chunk))
         axes = [axis for axis in out_axes if axis is not None]
         stacked = [_merged(x, axis) for x, axis in zip(stacked, axes, strict=True)]
         if rest:
-            last = at(passed, keys, n_chunks * chunk_size, rest)
+            last = at(passed, as_keys([x[whole:] for x in data]), whole, rest)
             tails = [x for x, axis in zip(last, out_axes, strict=True) if axis is not None]
             stacked = [
                 jnp.concatenate([x, tail], axis % x.ndim)

@@ -51,3 +51,12 @@ def is_eager() -> bool:
 def jit_is_disabled() -> bool:
     """Whether the user asked for `jax.disable_jit()`."""
     return bool(jax.config.jax_disable_jit)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def checks_key_reuse() -> bool:
+    """Whether the user asked for `jax.debug_key_reuse(True)`."""
+    return bool(jax.config.jax_debug_key_reuse)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+#: Whether a `jax.pmap` may stand in another. Since it became a `shard_map`, in JAX 0.8, it may not.
+NESTED_PMAP = jax.__version_info__ < (0, 8)

@@ -100,7 +100,8 @@ def devices_of(kwargs: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _is_key(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+    # A constant of the body is a Python number in its jaxpr.
+    return hasattr(x, "dtype") and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _impl(x: Any) -> Any:

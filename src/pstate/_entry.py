@@ -39,6 +39,18 @@ def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return traced
 
 
+def captured_message(fn: str, shown: str, advice: str = "") -> str:
+    """What to say of a captured state in a body that is compiled for certain."""
+    return (
+        f"{fn} reads the state {shown}, which did not come in through its arguments. Compiled, it would "
+        "keep the value that the state has now and go stale. Pass the tree that holds the state as an "
+        f"argument{advice}."
+    )
+
+
+_BROADCAST = "; a mapping broadcasts it by in_axes=(None, 0)"
+
+
 class DeviceEntry:
     """The compiled programs of a mapping over devices, by the shapes of their operands.
 
@@ -72,7 +84,7 @@ class DeviceEntry:
             return jax.jit(watched(self.program, self.name)).lower(*avals)
         except Captured as captured:
             raise CapturedStateError(
-                captured_message(self.program.described.fn, captured.shown)
+                captured_message(self.program.described.fn, captured.shown, _BROADCAST)
             ) from None
 
     def _trace(self, leaves: list[Any]) -> Any:
@@ -80,17 +92,8 @@ class DeviceEntry:
             return watched(self.program.replay, self.name)(leaves)
         except Captured as captured:
             raise CapturedStateError(
-                captured_message(self.program.described.fn, captured.shown)
+                captured_message(self.program.described.fn, captured.shown, _BROADCAST)
             ) from None
-
-
-def captured_message(fn: str, shown: str) -> str:
-    """What to say of a captured state in a body that is compiled for certain."""
-    return (
-        f"{fn} reads the state {shown}, which did not come in through its arguments. Compiled, it would "
-        "keep the value that the state has now and go stale. Pass the tree that holds the state as an "
-        "argument; a mapping broadcasts it by in_axes=(None, 0)."
-    )
 
 
 class Entry:
@@ -117,7 +120,7 @@ class Entry:
             return look()
         except Captured as captured:
             raise CapturedStateError(
-                captured_message(self.program.described.fn, captured.shown)
+                captured_message(self.program.described.fn, captured.shown, _BROADCAST)
             ) from None
 
     def run(self, arrays: list[Any]) -> Any:

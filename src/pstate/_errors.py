@@ -35,6 +35,10 @@ class BatchAxisError(StateError, ValueError):
     """A batched write that no declared axis covers, or a declared axis that cannot hold."""
 
 
+class StateTypeError(StateError, TypeError):
+    """A state changes its shape or dtype in a loop or a branch, or is live in a loop's carry."""
+
+
 class StateWarning(UserWarning):
     """The base of every warning that pstate gives."""
 

@@ -1,18 +1,17 @@
 """The plan of a call as a table, for people."""
 
 import dataclasses
-import html
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ._axes import Described, InPlan, Input
+from ._axes import InPlan, Input
 from ._axis_spec import Rule
-from ._call import Run, Signature
 from ._leaves import operand_mask
 from ._outputs import Outputs
-from ._value import short_dtype
+from ._run import Run
+from ._signature import Described, Signature
+from ._table import Table
+from ._value import nbytes, short_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,36 +55,23 @@ class Explanation:
         """Bytes of what all lanes share."""
         return sum(row.nbytes for row in self.rows if not row.mapped)
 
-    def _cells(self) -> list[tuple[str, ...]]:
-        return [(r.place, r.kind, r.shape, r.axis_in, r.use, r.axis_out, r.reason) for r in self.rows]
-
-    def _totals(self) -> str:
-        return f"{self.bytes_mapped:,} bytes mapped, {self.bytes_broadcast:,} bytes broadcast"
+    def _table(self) -> Table:
+        rows = self.rows
+        return Table(
+            f"{self.title}, {self.axis_size} lanes",
+            _HEADER,
+            [(r.place, r.kind, r.shape, r.axis_in, r.use, r.axis_out, r.reason) for r in rows],
+            closing=(f"{self.bytes_mapped:,} bytes mapped, {self.bytes_broadcast:,} bytes broadcast",),
+            notes=self.notes,
+        )
 
     def __str__(self) -> str:
-        table = [_HEADER, *self._cells()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(_HEADER))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
-        lines = [line.rstrip() for line in lines]
-        rule = "-" * max(map(len, lines))
-        notes = [f"note: {note}" for note in self.notes]
-        head = f"{self.title}, {self.axis_size} lanes"
-        return "\n".join([head, lines[0], rule, *lines[1:], rule, self._totals(), *notes])
+        return self._table().text()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(cells: Sequence[str], tag: str) -> str:
-            inner = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells)
-            return f"<tr>{inner}</tr>"
-
-        body = "".join(row(cells, "td") for cells in self._cells())
-        notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return (
-            f"<table><caption>{html.escape(self.title)}, {self.axis_size} lanes</caption>"
-            f"<thead>{row(_HEADER, 'th')}</thead><tbody>{body}</tbody></table>"
-            f"<p>{self._totals()}</p>" + (f"<ul>{notes}</ul>" if notes else "")
-        )
+        return self._table().html()
 
 
 def rows_of(
@@ -127,7 +113,7 @@ def rows_of(
                 axis_out=axis_out,
                 reason=reason,
                 mapped=came.axis is not None,
-                nbytes=sum(_nbytes(leaf) for leaf in leaves[i:stop]),
+                nbytes=sum(nbytes(leaf) for leaf in leaves[i:stop]),
             )
         )
     return rows
@@ -149,10 +135,6 @@ def _per_lane(leaf: Any, given: Input) -> str:
     if given.axis is not None:
         del shape[given.axis]
     return f"{short_dtype(leaf.dtype)}[{','.join(map(str, shape))}]"
-
-
-def _nbytes(leaf: Any) -> int:
-    return int(np.prod(leaf.shape, dtype=np.int64)) * getattr(leaf.dtype, "itemsize", 0)
 
 
 def notes_of(

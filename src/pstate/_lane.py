@@ -5,9 +5,9 @@ from typing import Any
 
 import jax.random as jr
 
-from ._call import Run, run_body
 from ._cell import Deferred
 from ._context import Context
+from ._run import Run, run_body
 
 
 def run_lane(program: Context, leaves: Sequence[Any], index: int) -> Run:
@@ -39,5 +39,5 @@ def run_lane(program: Context, leaves: Sequence[Any], index: int) -> Run:
 def _key(program: Context, key: Any, n: int, index: int, leaf: int) -> Deferred:
     slot = program.signature.layout.slot_of_leaf[leaf]
     assert slot is not None
-    make = lambda: jr.split(key, n + 1)[1 + index]
+    make = lambda needed: jr.split(key, n + 1)[1 + index]
     return Deferred(make, key, lambda: program.place(slot.index), anywhere=False)

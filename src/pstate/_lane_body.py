@@ -5,6 +5,7 @@ and putting the arrays that come back into order.
 """
 
 import dataclasses
+import functools as ft
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,54 +13,32 @@ from typing import Any
 import jax.tree_util as jtu
 
 from ._axes import InPlan
-from ._call import Run, Writes, run_body
 from ._cell import Deferred
 from ._context import Context
 from ._errors import AliasedStateError
 from ._explain import Row, rows_of
 from ._leaves import operand_mask
-from ._outputs import NEXT, Leaving, Outputs, Written
+from ._outputs import Leaving, Outputs
 from ._record import alias_message
+from ._returned import Note, write_note
+from ._run import Run, run_body
 
 
 @dataclasses.dataclass(eq=False)
-class Meta:
+class Meta(Note):
     """What a run of the program found out, beside its arrays.
 
-    It is a pytree without leaves, so that it travels through `jax.jit` in the structure of the output.
-    `out_leaves` has `NEXT` for each leaf that is the next array, and the leaf itself where it is
-    static. `writes` lists `(slot, structure, count, soft)`, without a structure where the value is one
-    array; a soft write is one that the lanes did not make themselves. `rows` is empty unless they were
-    asked for, and so are the `problems`, which raise in any other run.
+    `soft` are the writes that the lanes did not make themselves. `rows` is empty unless they were asked
+    for, and so are the `problems`, which raise in any other run.
     """
 
-    out_treedef: Any
-    out_leaves: list[Any]
-    writes: list[tuple[int, Any, int, bool]]
-    echoed: tuple[tuple[int, str], ...]
+    soft: frozenset[int]
     rows: list[Row]
     problems: list[str]
     axis_size: int
 
-    def result(self, arrays: Sequence[Any]) -> tuple[Any, Writes, set[int]]:
-        """The output, the writes, and which of them are soft."""
-        supply = iter(arrays)
-        out = self.out_treedef.unflatten(
-            [next(supply) if leaf is NEXT else leaf for leaf in self.out_leaves]
-        )
-        writes = {
-            index: next(supply)
-            if treedef is None
-            else treedef.unflatten([next(supply) for _ in range(count)])
-            for index, treedef, count, _ in self.writes
-        }
-        return out, writes, {index for index, _, _, soft in self.writes if soft}
-
 
 jtu.register_pytree_node(Meta, lambda meta: ((), meta), lambda meta, _: meta)
-
-
-_LEAF = jtu.tree_structure(0)
 
 
 class LaneBody:
@@ -97,13 +76,13 @@ class LaneBody:
     def run(
         self,
         passed: Sequence[Any],
-        lane_key: Callable[[int], Callable[[], Any]],
+        lane_key: Callable[[int], Callable[[bool], Any]],
         drawn: Any,
         anywhere: bool,
     ) -> tuple[Run, Outputs]:
         """Run the body on the operands of one lane.
 
-        `lane_key(index)()` gives the lane's key of a split random state, when it is first needed;
+        `lane_key(index)(needed)` gives the lane's key of a split random state, when it is first needed;
         `drawn` is the collection of those that were needed, and is looked at after the run. `anywhere`
         says that the keys exist already.
         """
@@ -125,9 +104,16 @@ class LaneBody:
         )
         return run, outputs
 
-    def _deferred(self, make: Callable[[], Any], index: int, leaf: int, anywhere: bool) -> Deferred:
+    def mark(self, index: int, needed: bool) -> None:
+        """Hear whether the lanes need their keys of a split random state."""
+        key = self.leaves[self.signature.layout.slots[index].start]
+        if type(key) is Deferred:
+            key.get() if needed else key.release()
+
+    def _deferred(self, make: Callable[[bool], Any], index: int, leaf: int, anywhere: bool) -> Deferred:
         context = self.context
-        return Deferred(make, self.leaves[leaf], lambda: context.place(index), anywhere)
+        mark = ft.partial(self.mark, index)
+        return Deferred(make, self.leaves[leaf], lambda: context.place(index), anywhere, mark)
 
     def meta(self, run: Run, outputs: Outputs) -> Meta:
         described = self.context.described
@@ -139,8 +125,10 @@ class LaneBody:
         return Meta(
             outputs.out_treedef,
             outputs.out_leaves,
-            [_as_write(written) for written in outputs.written],
+            [write_note(w.index, w.treedef, len(w.leaves) or int(w.kept)) for w in outputs.written],
             run.echoed,
+            run.reads,
+            frozenset(w.index for w in outputs.written if w.soft),
             rows,
             outputs.problems,
             self.plan.axis_size,
@@ -156,12 +144,6 @@ def _say_who_names(error: NameError, fn: str) -> None:
             f"the axis there, axis_name={found[1]!r}, or in the mapping over whose lanes it should "
             "reduce."
         )
-
-
-def _as_write(written: Written) -> tuple[int, Any, int, bool]:
-    count = len(written.leaves) or int(written.kept)
-    single = count == 1 and written.treedef == _LEAF
-    return written.index, None if single else written.treedef, count, written.soft
 
 
 def ordered(outputs: Outputs) -> list[Leaving | int]:

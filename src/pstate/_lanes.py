@@ -15,6 +15,7 @@ import jax.random as jr
 from jax.custom_batching import custom_vmap
 
 from ._cell import Deferred
+from ._compat import checks_key_reuse
 
 
 def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
@@ -40,11 +41,12 @@ def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
     return found
 
 
-def lane_key(reference: Any, key: Any, keep: Callable[[Any], None]) -> Any:
+def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool) -> Any:
     """One key per lane, split from a key that all lanes share.
 
     `keys = split(key, axis_size + 1)`; `keep` is given `keys[0]`, at the level outside the mapping,
-    and the lanes get the rest. The key may be deferred itself: it is computed at that outer level too.
+    and the lanes get the rest. `needed` says that a lane draws for certain. The key may be deferred
+    itself: it is computed at that outer level too.
     """
 
     @custom_vmap
@@ -53,7 +55,10 @@ def lane_key(reference: Any, key: Any, keep: Callable[[Any], None]) -> Any:
 
     @split.def_vmap
     def rule(axis_size: int, in_batched: Any, reference: Any) -> Any:
-        shared = key.get() if type(key) is Deferred else key
+        shared = key.value(needed) if type(key) is Deferred else key
+        if not needed and checks_key_reuse():
+            # It may turn out that nobody draws; then the shared key has not been used.
+            shared = jr.clone(shared)
         keys = jr.split(shared, axis_size + 1)
         keep(keys[0])
         return keys[1:], True

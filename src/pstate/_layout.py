@@ -7,6 +7,7 @@ depends on the structure alone and is worked out once for each.
 
 import dataclasses
 import functools as ft
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax.tree_util as jtu
 from ._state import State, is_state, make_frozen, unflatten_frozen
 
 
-_LEAF = jtu.tree_structure(0)
+#: The structure of a single leaf.
+LEAF = jtu.tree_structure(0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,11 +35,15 @@ class Slot:
     @ft.cached_property
     def is_leaf(self) -> bool:
         """Whether the value is a single array, without a container around it."""
-        return self.treedef == _LEAF
+        return self.treedef == LEAF
 
     def value(self, leaves: Sequence[Any]) -> Any:
         """The state's value, from the leaves of the whole tree."""
         return self.treedef.unflatten(leaves[self.start : self.stop])
+
+    def empty(self) -> Any:
+        """A state of that kind with those tags, for filters to look at."""
+        return make_frozen(self.kind, self.tag, None)
 
     def state(self, leaves: Sequence[Any]) -> Any:
         """A frozen state with that value, for filters to look at."""
@@ -75,23 +81,32 @@ def layout_of(treedef: Any) -> Layout:
     return Layout(tuple(slots), tuple(slot_of_leaf), tuple(key_paths))
 
 
-def find_aliases(states: Sequence[State]) -> tuple[tuple[int, int], ...]:
+_cell_of = operator.attrgetter("_cell")
+
+
+def is_live(states: Sequence[Any]) -> bool:
+    """Whether any of these states is live."""
+    return any(map(_cell_of, states))
+
+
+def find_aliases(states: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     """Pairs of indices at which one state object, or one live cell, stands twice.
 
     Empty states excepted: nothing can be lost there.
     """
-    cells = [state._cell for state in states]
-    ids = (
-        list(map(id, states))
-        if not any(cells)
-        else [id(c or s) for c, s in zip(cells, states, strict=True)]
-    )
+    ids = [id(state._cell or state) for state in states] if is_live(states) else list(map(id, states))
     if len(set(ids)) == len(ids):
         return ()
     first: dict[int, int] = {}
     pairs = []
     for index, identity in enumerate(ids):
         earlier = first.setdefault(identity, index)
-        if earlier != index and states[index]._peek() is not None:
+        if earlier != index and not _is_empty(states[index]):
             pairs.append((earlier, index))
     return tuple(pairs)
+
+
+def _is_empty(state: Any) -> bool:
+    # Not through the value, which may be deferred and would be computed.
+    cell = state._cell
+    return (state._child if cell is None else cell.value) is None

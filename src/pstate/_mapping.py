@@ -4,7 +4,6 @@ A call is taken apart (`_call.py`), the program of its structure is found (`_cac
 (`_program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,29 +11,26 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from ._axes import Described, first_argument_is_a_tree
-from ._cache import Programs
-from ._call import Call, Static, Writes, refuse_echo
-from ._callable import anchor_of
+from ._around import finish
+from ._axes import first_argument_is_a_tree
+from ._body import body_of
+from ._call import Call, refuse_echo
 from ._cell import Deferred
 from ._compat import is_eager, jit_is_disabled
-from ._context import ANCHOR, anchor_ref
+from ._compiled import Compiled, aval
 from ._entry import DeviceEntry, Entry
 from ._explain import Explanation, notes_of
 from ._lane import run_lane
 from ._lane_body import Meta
-from ._leaves import operand_mask, static_key
 from ._options import Options, make_options
 from ._program import Program
-from ._recompilation import warn_of_recompilation
+from ._run import Writes
+from ._signature import Static
 from ._transform import Transform, checked, code_of
 from ._typing import Filter, StateAxes
 
 
-_programs = Programs()
-
-
-class StatefulMapping(Transform):
+class StatefulMapping(Compiled):
     """A function mapped over lanes, states included. What `vmap2` and `pmap2` return.
 
     It is called like the function, with arguments that have an axis more where they are mapped. Called
@@ -179,88 +175,32 @@ class StatefulMapping(Transform):
         return args, kwargs
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        mask = operand_mask(call.leaves)
-        operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
+        # Methods are called through the class: Equinox makes a bound method a module, in 20 us.
+        kinds = call.kinds
+        operands = kinds.operands(call.leaves)
         if is_eager() and not jit_is_disabled():
-            operands = [x.get() if type(x) is Deferred else x for x in operands]
+            if kinds.has_deferred:
+                operands = [x.get() if type(x) is Deferred else x for x in operands]
             if self.options.on_devices:
                 # Not left to JAX: one device would fail and the others wait for it.
                 call.refuse_deleted(self._code)
-            # Through the class: Equinox makes a bound method a module, in 20 us.
-            arrays, meta = StatefulMapping._entry(self, call, mask).run(operands)
+            arrays, meta = Compiled._entry(self, call).run(operands)
         else:
-            arrays, meta = StatefulMapping._program(self, call, mask)(*operands)
-        return _finish(call, arrays, meta, threaded, lambda: code_of(self))
+            arrays, meta = StatefulMapping._program(self, call)(*operands)
+        return _finish(self, call, arrays, meta, threaded)
 
-    def _program(self, call: Call, mask: list[bool]) -> Program:
-        anchor = anchor_of(self.fun)
-        statics = tuple(
-            (i, ANCHOR if leaf is anchor else leaf)
-            for i, (leaf, is_operand) in enumerate(zip(call.leaves, mask, strict=True))
-            if not is_operand
-        )
-        described = Described(
-            tuple(call.names),
-            code_of(self),
-            not call.signature.has_carrier and first_argument_is_a_tree(call.args),
-        )
-        return Program(
-            self.options, call.signature, statics, anchor_ref(anchor), call.aliases, described
-        )
+    def _options_key(self) -> Options:
+        return self.options
 
-    def _entry(self, call: Call, mask: list[bool]) -> Any:
-        anchor = anchor_of(self.fun)
-        statics = StatefulMapping._static_keys(self, call, mask, anchor)
-        key = (self.options, call.treedef, statics, call.aliases)
+    def _program(self, call: Call) -> Program:
+        first_is_tree = not call.signature.has_carrier and first_argument_is_a_tree(call.args)
+        return body_of(call, code_of(self), Program, self.options, first_is_tree=first_is_tree)
 
-        def make() -> Any:
-            same = [k[2] for k in _programs.keys(anchor) if k[:2] == (self.options, call.treedef)]
-            warn_of_recompilation(call, statics, same, code_of(self))
-            entry = DeviceEntry if self.options.on_devices else Entry
-            return entry(self._program(call, mask), self.options.name or self.__name__)
-
-        return _programs.get(anchor, key, make)
-
-    def _static_keys(self, call: Call, mask: list[bool], anchor: Any) -> tuple[Any, ...]:
-        keys: list[Any] = []
-        for i, is_operand in enumerate(mask):
-            if is_operand or call.leaves[i] is anchor:
-                continue
-            try:
-                keys.append((i, static_key(call.leaves[i])))
-            except TypeError:
-                place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
-                leaf = call.leaves[i]
-                raise TypeError(
-                    f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so that "
-                    f"{code_of(self)} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
-                    "jnp.asarray(...), or something hashable."
-                ) from None
-        return tuple(keys)
+    def _make_entry(self, program: Program) -> Any:
+        entry = DeviceEntry if self.options.on_devices else Entry
+        return entry(program, self.options.name or self.__name__)
 
     # Looking ------------------------------------------------------------------------------------
-
-    def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> "CacheKey":
-        """The signature of a call: its structure, static leaves, and the shapes of its arrays.
-
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
-
-        **Returns:** a hashable key, equal for calls that share a compiled program.
-        """
-        call = self._call(args, kwargs)
-        mask = operand_mask(call.leaves)
-        avals = tuple(_aval(leaf) for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one)
-        statics = self._static_keys(call, mask, anchor_of(self.fun))
-        return CacheKey(call.treedef, statics, avals, self._entry(call, mask))
-
-    def get_jaxpr_by_cache(self, key: "CacheKey") -> Any:
-        """The program that belongs to a key of `get_arg_cache_key`.
-
-        **Returns:** a `jax.core.ClosedJaxpr` whose inputs are the arrays of the call, in order, and
-        whose outputs are the arrays of the output and then of the written states. A call that ran
-        already is not traced again.
-        """
-        return key.entry.jaxpr(key.avals)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What the mapping decides for a call, as a table: nothing is computed.
@@ -285,12 +225,11 @@ class StatefulMapping(Transform):
             12 bytes mapped, 4 bytes broadcast
         """
         call = self._call(args, kwargs)
-        mask = operand_mask(call.leaves)
-        program = self._program(call, mask)
-        operands = [leaf for leaf, is_one in zip(call.leaves, mask, strict=True) if is_one]
+        program = self._program(call)
+        operands = call.kinds.operands(call.leaves)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the notes of the table say it
-            _, meta = jax.eval_shape(program.explained, *map(_aval, operands))
+            _, meta = jax.eval_shape(program.explained, *map(aval, operands))
         options = self.options
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
@@ -309,14 +248,6 @@ class StatefulMapping(Transform):
         **Raises:** `IndexError`, when called, for a lane that is not there.
         """
         return Lane(self, index)
-
-    def lower(self, *args: Any, **kwargs: Any) -> Any:
-        """The program of a call, lowered: a `jax.stages.Lowered`.
-
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
-        """
-        key = self.get_arg_cache_key(*args, **kwargs)
-        return key.entry.lower(key.avals)
 
     def _code(self) -> str:
         return self.options.code(code_of(self.fun))
@@ -344,36 +275,24 @@ class Lane(Transform):
         return self._mapping._call(args, kwargs)
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        program = self._mapping._program(call, operand_mask(call.leaves))
+        program = self._mapping._program(call)
         run = run_lane(program, call.leaves, self.index)
         if threaded:
-            refuse_echo(call, run.echoed, self._code())
+            refuse_echo(call, run.echoed, lambda index: self._line(call, index))
         return run.out, run.writes
 
     def _code(self) -> str:
         return f"{self._mapping._code()}.lane({self.index})"
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheKey:
-    """The signature of a call of a mapping."""
-
-    treedef: Any
-    statics: tuple[Any, ...]
-    avals: tuple[jax.ShapeDtypeStruct, ...]
-    entry: Any = dataclasses.field(repr=False)
-
-
 def _finish(
-    call: Call, arrays: list[Any], meta: Meta, threaded: bool, code: Callable[[], str]
+    mapping: StatefulMapping, call: Call, arrays: list[Any], meta: Meta, threaded: bool
 ) -> tuple[Any, Writes]:
-    out, writes, soft = meta.result(arrays)
-    if meta.echoed:
-        live = tuple(e for e in meta.echoed if threaded or call.states[e[0]]._cell is not None)
-        refuse_echo(call, live, code())
-    if soft and not threaded:
+    out, writes = finish(mapping, call, meta, meta.result(arrays), threaded)
+    if meta.soft and not threaded:
         # The lanes only read these keys. Where nobody threads them there is nothing to advance.
-        writes = {i: v for i, v in writes.items() if i not in soft or call.states[i]._cell is not None}
+        kept = {i for i in meta.soft if call.states[i]._cell is not None}
+        writes = {i: v for i, v in writes.items() if i not in meta.soft or i in kept}
     return out, writes
 
 
@@ -386,7 +305,3 @@ def _static(value: Any, place: str) -> Static:
             f"{value!r} of type {type(value).__name__}. Pass a tuple for a list, or take it out of "
             "static_argnums=(...)."
         ) from None
-
-
-def _aval(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.eval_shape(lambda x: x, leaf)

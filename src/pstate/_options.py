@@ -14,7 +14,7 @@ from ._callable import name_of
 from ._chunks import prepare_chunks
 from ._devices import devices_of, prepare_devices
 from ._messages import kind_code
-from ._typing import Filter, StateAxes
+from ._typing import Filter, StateAxes, as_tuple
 from .filter import All, Any as AnyOf, Not, OfType, to_predicate
 
 
@@ -87,7 +87,7 @@ class Options:
     def code(self, fn: str) -> str:
         """The mapping of `fn` as code, with the options that are not the default."""
         options = [
-            f"{name}={_as_code(value)}"
+            f"{name}={as_code(value)}"
             for name, value, default in (
                 ("in_axes", self.in_axes, 0),
                 ("out_axes", self.out_axes, 0),
@@ -144,7 +144,7 @@ def make_options(
     rules_in = parse_state_axes(state_in_axes, "state_in_axes")
     rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
     kwargs = dict(mapping_kwargs or {})
-    nums, names = _as_tuple(static_argnums, int), _as_tuple(static_argnames, str)
+    nums, names = as_tuple(static_argnums, int), as_tuple(static_argnames, str)
     key = (
         _prefix_key(in_axes),
         _prefix_key(out_axes),
@@ -157,7 +157,7 @@ def make_options(
         axis_name,
         name,
         chunk_size,
-        _as_tuple(donate_argnums, int),
+        as_tuple(donate_argnums, int),
         to_predicate(donate),
         partial_key(mapping_fn),
         tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(kwargs.items())),
@@ -179,7 +179,7 @@ def make_options(
         rules_out=rules_out,
         infers=innermost(mapping_fn) in (jax.vmap, jax.pmap),
         chunk_size=chunk_size,
-        donate_argnums=_as_tuple(donate_argnums, int),
+        donate_argnums=as_tuple(donate_argnums, int),
         donate=donate,
         key=key,
     )
@@ -220,11 +220,11 @@ def _prefix_key(prefix: Any) -> Any:
 def _filter_code(value: Any) -> str:
     match value:
         case OfType():
-            return f"OfType({_as_code(value.type)})"
+            return f"OfType({as_code(value.type)})"
         case AnyOf() | All():
-            return f"{type(value).__name__}({', '.join(map(_as_code, value.filters))})"
+            return f"{type(value).__name__}({', '.join(map(as_code, value.filters))})"
         case Not():
-            return f"Not({_as_code(value.filter)})"
+            return f"Not({as_code(value.filter)})"
         case _:
             return repr(value)
 
@@ -237,16 +237,13 @@ def _as_dict(spec: Any) -> dict[Any, Any]:
     return dict(spec) if isinstance(spec, Mapping) else {0: spec}
 
 
-def _as_tuple(value: Any, single: type) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, single) else tuple(value)
-
-
-def _as_code(value: Any) -> str:
+def as_code(value: Any) -> str:
+    """An option as code."""
     if isinstance(value, dict):
-        inner = (f"{_as_code(k)}: {_as_code(v)}" for k, v in value.items())
+        inner = (f"{as_code(k)}: {as_code(v)}" for k, v in value.items())
         return f"{{{', '.join(inner)}}}"
     if isinstance(value, tuple | list):
-        inner = ", ".join(map(_as_code, value))
+        inner = ", ".join(map(as_code, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if value is ...:
         return "..."
@@ -255,8 +252,8 @@ def _as_code(value: Any) -> str:
     if type(value).__module__ == OfType.__module__:
         return f"ps.filter.{_filter_code(value)}"
     if isinstance(value, ft.partial):
-        kwargs = [f"{name}={_as_code(v)}" for name, v in value.keywords.items()]
-        return f"ft.partial({', '.join([_as_code(value.func), *map(_as_code, value.args), *kwargs])})"
+        kwargs = [f"{name}={as_code(v)}" for name, v in value.keywords.items()]
+        return f"ft.partial({', '.join([as_code(value.func), *map(as_code, value.args), *kwargs])})"
     if callable(value) and hasattr(value, "__name__"):
         is_jnp = getattr(jnp, value.__name__, None) is value
         return f"jnp.{value.__name__}" if is_jnp else name_of(value)

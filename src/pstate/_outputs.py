@@ -9,26 +9,22 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.tree_util as jtu
 
 from ._axes import InPlan, Input, spread_out_axes
 from ._axis_spec import Rule
-from ._call import Run
 from ._context import Context
 from ._errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
 from ._layout import Slot
-from ._leaves import operand_mask
 from ._messages import kind_code, warn
 from ._paths import Path, to_path, to_place
+from ._returned import NEXT, arrays_of
+from ._run import Run
 from ._state import NonBatchState, State, is_state
 
 
 #: Why a value leaves that a call would not let leave.
 _REFUSED = "refused, see the note"
-
-#: Stands for an array among the leaves of an output.
-NEXT = object()
 
 
 @dataclasses.dataclass
@@ -169,12 +165,8 @@ class Outputs:
                     candidates.append(self._state_in_output(leaf, next(axes), rule, item, place))
             else:
                 candidates.append(_by_out_axes(item, next(axes), place))
-        configuration = _inside_modules(out)
-        arrays = operand_mask(leaves)
-        for i, leaf in enumerate(leaves):
-            is_number = isinstance(leaf, bool | int | float | complex)
-            if arrays[i] or (is_number and i not in configuration):
-                leaves[i] = NEXT
+        is_array = arrays_of(out, leaves)
+        leaves = [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)]
         leaving = [c for c, leaf in zip(candidates, leaves, strict=True) if leaf is NEXT]
         return leaving, leaves, treedef
 
@@ -327,15 +319,3 @@ def _checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
             "output."
         )
     return Leaving(leaf, axis, reason)
-
-
-def _inside_modules(out: Any) -> set[int]:
-    """The leaves that stand in a module: numbers there are its configuration and stay numbers."""
-    indices: set[int] = set()
-    position = 0
-    for item in jtu.tree_leaves(out, is_leaf=lambda x: isinstance(x, eqx.Module)):
-        n = len(jtu.tree_leaves(item))
-        if isinstance(item, eqx.Module):
-            indices |= set(range(position, position + n))
-        position += n
-    return indices

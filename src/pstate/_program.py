@@ -114,7 +114,7 @@ class _Direct(LaneBody):
         keys = {}
         for slot in self.split:
             key = self.leaves[slot.start]
-            key = key.get() if type(key) is Deferred else key
+            key = key.value() if type(key) is Deferred else key
             both = jr.split(key, self.plan.axis_size + 1)
             self.first[slot.index], keys[slot.index] = both[0], both[1:]
         return keys
@@ -122,11 +122,12 @@ class _Direct(LaneBody):
     # Inside a lane ------------------------------------------------------------------------------
 
     def _lane(self, reference: Any, passed: Sequence[Any], keys: Any) -> tuple[list[Any], ...]:
-        def lane_key_of(index: int) -> Callable[[], Any]:
+        def lane_key_of(index: int) -> Callable[[bool], Any]:
             if index in keys:
-                return lambda: self._take(index, keys[index])
+                return lambda needed: keys[index]
             slot = self.signature.layout.slots[index]
-            return lambda: lane_key(reference, self.leaves[slot.start], self._keeper(index))
+            keep = lambda first: self.first.__setitem__(index, first)
+            return lambda needed: lane_key(reference, self.leaves[slot.start], keep, needed)
 
         run, outputs = LaneBody.run(self, passed, lane_key_of, self.kept, anywhere=bool(keys))
         outputs.settle(lambda asked: which_differ(reference, [leaf.value for leaf in asked]))
@@ -143,9 +144,9 @@ class _Direct(LaneBody):
             groups[group].append(item.value)
         return groups
 
-    def _keeper(self, index: int) -> Callable[[Any], None]:
-        return lambda first: self.kept.__setitem__(index, first)
-
-    def _take(self, index: int, key: Any) -> Any:
-        self.kept[index] = self.first[index]
-        return key
+    def mark(self, index: int, needed: bool) -> None:
+        LaneBody.mark(self, index, needed)
+        if needed:
+            self.kept[index] = self.first[index]
+        else:
+            del self.kept[index]

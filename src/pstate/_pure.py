@@ -4,15 +4,19 @@
 the transform itself on the leaves of the call, without making anything live in between.
 """
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 
-from ._call import Call, Writes, refuse_echo, run_body
+from ._call import Call, refuse_echo
 from ._cell import Recording
 from ._errors import FrozenStateError
+from ._packed import Packed
 from ._record import Guard
+from ._run import Writes, run_body
+from ._signature import ARGS, FN
 from ._transform import Transform, checked, code_of
 from ._typing import Filter
 from .filter import to_predicate
@@ -29,6 +33,10 @@ class Pure(Transform):
         # Methods are called through their classes: Equinox makes a bound method a module, in 20 us.
         inner, argnums = self.fun, self.argnums
         if isinstance(inner, Transform):
+            if args and type(args[0]) is Packed and argnums in (None, 0) and self.writes is ...:
+                found = type(inner)._call_packed(inner, args, kwargs)
+                if found is not None:
+                    return found
             call = type(inner)._call(inner, args, kwargs)
         else:
             call = Call(inner, args, kwargs)
@@ -57,7 +65,7 @@ class Pure(Transform):
             title=self._code(),
         )
         run = run_body(call.treedef, call.leaves, recording)
-        refuse_echo(call, run.echoed, code_of(self.fun))
+        refuse_echo(call, run.echoed, lambda index: call.code(code_of(self.fun), index))
         return run.out, run.writes
 
     def _carriers(self, call: Call) -> tuple[int | None, ...]:
@@ -99,17 +107,21 @@ class _Contract:
     def __init__(self, call: Call, carriers: tuple[int | None, ...], writes: Filter):
         self._call = call
         self._carriers = carriers
-        self._guard: Guard = call.guard(writes)
+        self._writes = writes
 
     def check_all(self, writes: Writes) -> None:
         """Raise if one of these states may not be written."""
-        argument_of_slot = self._call.signature.argument_of_slot
-        given = {(0, None) if c is None else (1, c) for c in self._carriers}
-        simple = self._guard.writes is ... and not self._guard.aliases
-        if simple and all(argument_of_slot[index] in given for index in writes):
+        call = self._call
+        given = {(FN, None) if c is None else (ARGS, c) for c in self._carriers}
+        simple = self._writes is ... and not call.aliases
+        if simple and call.signature.arguments_with_states <= given:
             return
         for index in writes:
             self.check(index)
+
+    @ft.cached_property
+    def _guard(self) -> Guard:
+        return self._call.guard(self._writes)
 
     def check(self, index: int) -> None:
         """Raise if the state of this index may not be written."""

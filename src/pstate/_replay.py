@@ -11,15 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jax.tree_util as jtu
 from jax.extend.core import jaxpr_as_fun
 
 from ._axes import InPlan
-from ._cell import Deferred
+from ._cell import Deferred, local
+from ._compat import NESTED_PMAP
 from ._context import Context
 from ._lane_body import LaneBody, Meta, ordered
 from ._lanes import which_differ
 from ._outputs import Leaving, Outputs
 from ._random import is_typed_key
+from ._run import Run
 
 
 class Replay(LaneBody):
@@ -34,6 +37,12 @@ class Replay(LaneBody):
             raise ValueError(
                 f"{context.described.fn} maps {plan.axis_size} lanes, a device for each, and there are "
                 f"{n_devices} devices. Map fewer lanes, or map on one device: ps.vmap2."
+            )
+        if self.options.on_devices and local.on_devices and not NESTED_PMAP:
+            raise NotImplementedError(
+                f"{context.described.fn} is called in the body of another mapping over devices, and "
+                "this version of JAX runs no jax.pmap inside another. Map the inner lanes on the device "
+                "that they are on: ps.vmap2."
             )
         self.n_lanes = plan.axis_size * n_processes
         self.axis_name = self.options.axis_name
@@ -60,7 +69,7 @@ class Replay(LaneBody):
     def key_impls(self) -> list[Any]:
         """The implementations of the typed keys that are split; `None` for raw ones."""
         keys = [self.leaves[slot.start] for slot in self.split]
-        keys = [key.get() if type(key) is Deferred else key for key in keys]
+        keys = [key.value() if type(key) is Deferred else key for key in keys]
         return [jr.key_impl(key) if is_typed_key(key) else None for key in keys]
 
     def donated(self) -> frozenset[int]:
@@ -70,6 +79,12 @@ class Replay(LaneBody):
             for position, leaf in enumerate(self.passed)
             if self.context.is_donated(leaf, self.found.writes)
         )
+
+    def mark(self, index: int, needed: bool) -> None:
+        if needed:
+            self.drawn[index] = None
+        else:
+            del self.drawn[index]
 
     # Once: trace, and ask what differs --------------------------------------------------------------
 
@@ -83,28 +98,28 @@ class Replay(LaneBody):
         def lane(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
             by_slot = {slot.index: key for slot, key in zip(self.split, keys, strict=True)}
 
-            def lane_key_of(index: int) -> Callable[[], Any]:
-                def take() -> Any:
-                    self.drawn[index] = None
-                    return by_slot[index]
-
-                return take
+            def lane_key_of(index: int) -> Callable[[bool], Any]:
+                return lambda needed: by_slot[index]
 
             run, outputs = LaneBody.run(self, passed, lane_key_of, self.drawn, anywhere=True)
             values = [leaf.value for leaf in outputs.all_leaving()]
             impls = [jr.key_impl(x) if is_typed_key(x) else None for x in values]
             found.extend((run, outputs, impls))
+            _forget_values(run, outputs)
             return values
 
         env = [] if self.axis_name is None else [(self.axis_name, self.n_lanes)]
-        self.jaxpr = jax.make_jaxpr(lane, axis_env=env)(lanes, keys)
+        outer, local.on_devices = local.on_devices, self.options.on_devices or local.on_devices
+        try:
+            self.jaxpr = jax.make_jaxpr(lane, axis_env=env)(lanes, keys)
+        finally:
+            local.on_devices = outer
         run, outputs, self.out_impls = found
+        for index in self.drawn:  # not before: a key that is deferred itself is not of the lane's trace
+            LaneBody.mark(self, index, True)
         self._settle(outputs, lanes, keys)
         self.found: Meta = self.meta(run, outputs)
-        # The values are tracers of a trace that has ended.
         self.order: list[Leaving | int] = ordered(outputs)
-        for leaf in outputs.all_leaving():
-            leaf.value = None
         self.leaving: list[Leaving] = outputs.all_leaving()
 
     def _settle(self, outputs: Outputs, lanes: Sequence[Any], keys: Sequence[Any]) -> None:
@@ -168,7 +183,7 @@ class Replay(LaneBody):
         for slot in self.split:
             key = leaves[slot.start]
             if slot.index in self.drawn:
-                shared = key.get() if type(key) is Deferred else key
+                shared = key.value() if type(key) is Deferred else key
                 split = jr.split(shared, self.n_lanes + 1)
                 kept[slot.index] = split[0]
                 keys.append(split[first : first + n])
@@ -176,6 +191,18 @@ class Replay(LaneBody):
                 # Nothing is drawn from it, so that any keys will do; these cost nothing.
                 keys.append(jnp.empty((n, *key.shape), key.dtype))
         return kept, keys
+
+
+def _forget_values(run: Run, outputs: Outputs) -> None:
+    """Keep the types of what a run gave. The values are tracers, and their trace is about to end."""
+    for leaf in outputs.all_leaving():
+        leaf.value = _type(leaf.value)
+    run.out = jtu.tree_map(_type, run.out)
+    run.writes = {index: jtu.tree_map(_type, value) for index, value in run.writes.items()}
+
+
+def _type(leaf: Any) -> Any:
+    return _as_aval(leaf) if hasattr(leaf, "dtype") else leaf
 
 
 def _avals(leaves: list[Any]) -> list[Any]:

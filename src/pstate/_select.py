@@ -10,6 +10,7 @@ import numpy as np
 from ._axis_spec import parse_state_axes
 from ._errors import AliasedStateError, UnmatchedPathWarning
 from ._messages import warn
+from ._packed import Packed, pack, unpacked
 from ._paths import Path, to_path, to_place
 from ._state import State, is_state
 from ._typing import Filter, PyTree, StateAxes
@@ -28,7 +29,7 @@ class _Leaf(NamedTuple):
 
 
 def _leaves(tree: PyTree) -> tuple[list[_Leaf], Any]:
-    flat, treedef = jtu.tree_flatten_with_path(tree, is_leaf=is_state)
+    flat, treedef = jtu.tree_flatten_with_path(unpacked(tree), is_leaf=is_state)
     return [_Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
 
 
@@ -164,7 +165,7 @@ def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyT
         item.leaf.value = new[item.path]
     if not new or all(_is_live(i.leaf) for i in leaves if i.path in new and isinstance(i.leaf, State)):
         return tree
-    return treedef.unflatten(
+    updated = treedef.unflatten(
         [
             item.leaf.replace(new[item.path])
             if item.path in new and isinstance(item.leaf, State) and not _is_live(item.leaf)
@@ -172,6 +173,7 @@ def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyT
             for item in leaves
         ]
     )
+    return pack(updated) if isinstance(tree, Packed) else updated
 
 
 def _is_live(leaf: Any) -> bool:

@@ -11,19 +11,19 @@ Invariants:
 """
 
 import functools as ft
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import jax
 import jax.tree_util as jtu
 import wadler_lindig as wl
 
-from ._cell import Cell, Deferred, Recording, local, watch_read
+from ._cell import Cell, Collected, Deferred, Recording, local, watch_read
 from ._errors import FrozenStateError, UninitializedStateError
 from ._messages import empty_message, frozen_message, kind_code
+from ._show import doc_of, text_of, treescope_of
 from ._typing import annotation
-from ._value import as_value, copy, is_leaf, same, short_dtype
+from ._value import as_value, copy, is_leaf, same
 
 
 V = TypeVar("V")
@@ -68,11 +68,6 @@ class State(Generic[V]):
     _tag: tuple[str, ...]
 
     def __init__(self, value: V | None = None, *, tag: Tag = ()):
-        if isinstance(value, State):
-            raise TypeError(
-                f"A state cannot hold a state; got {value!r}. Take its value: "
-                f"{kind_code(type(self))}(other.value)."
-            )
         tags = _as_tags(tag)
         for catcher in local.catchers:
             tags += tuple(t for t in catcher.tags if t not in tags)
@@ -138,6 +133,8 @@ class State(Generic[V]):
 
     def _as_value(self, value: Any, old: Any) -> Any:
         """What the state keeps of a value it is given; `old` is the value before."""
+        if not is_leaf(value):
+            _refuse_states_inside(type(self), value)
         return as_value(value, old)
 
     def _peek(self) -> Any:
@@ -170,36 +167,32 @@ class State(Generic[V]):
         return make_frozen(type(self), self.tag, copy(self._peek()))
 
     def __pdoc__(self, **kwargs: Any) -> wl.AbstractDoc:
-        cell = self._cell
-        child = self._child if cell is None else cell.value
-        if type(child) is Deferred:
-            parts: list[wl.AbstractDoc] = [wl.TextDoc("<not drawn yet>")]
-        else:
-            parts = [] if child is None else [wl.pdoc(child, **kwargs)]
-        if self.tag:
-            shown = self.tag[0] if len(self.tag) == 1 else self.tag
-            parts.append(wl.TextDoc("tag=") + wl.pdoc(shown, **kwargs))
-        return wl.bracketed(
-            begin=wl.TextDoc(type(self).__name__ + "("),
-            docs=parts,
-            sep=wl.comma,
-            end=wl.TextDoc(")"),
-            indent=kwargs.get("indent", 2),
-        )
+        return doc_of(self, **kwargs)
 
     def __repr__(self) -> str:
-        return wl.pformat(self, custom=_shown_array, width=100)
+        return text_of(self)
 
-
-def _shown_array(value: Any) -> Any:
-    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
-        return wl.array_summary(value.shape, short_dtype(value.dtype), None)
-    return None
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Callable[..., Any]) -> Any:
+        return treescope_of(self, path, subtree_renderer)
 
 
 _set_child = State.__dict__["_child"].__set__
 _set_cell = State.__dict__["_cell"].__set__
 _set_tag = State.__dict__["_tag"].__set__
+
+
+def _refuse_states_inside(cls: type, value: Any) -> None:
+    if isinstance(value, State):
+        raise TypeError(
+            f"A state cannot hold a state; got {value!r}. Take its value: {kind_code(cls)}(other.value)."
+        )
+    for key_path, item in jtu.tree_flatten_with_path(value, is_leaf=is_state)[0]:
+        if isinstance(item, State):
+            raise TypeError(
+                f"A state holds a pytree of arrays, and no states; got {item!r} at "
+                f"`.value{jtu.keystr(key_path)}`. Keep the tree of states beside it, in a field of "
+                "its own."
+            )
 
 
 def _as_tags(tag: Tag) -> tuple[str, ...]:
@@ -231,17 +224,18 @@ def _live(cls: type, recording: Recording, tag: tuple[str, ...], child: Any) -> 
 
 
 def _flatten(state: State) -> tuple[tuple[Any], tuple[str, ...]]:
+    # Equinox takes modules apart wherever it binds a method, so that this is no read: a deferred key is
+    # looked at, and still counts as not drawn from.
     cell = state._cell
     collected = local.collected
     if collected is not None:
         # Whoever collects takes deferred values as they are and keeps them deferred.
         collected.append(state)
-        if cell is None:
-            return (state._child,), state._tag
-        return (cell.value,), cell.link
-    if cell is None:
-        return (state._peek(),), state._tag
-    return (cell.get(),), cell.link
+        return ((state._child,), state._tag) if cell is None else ((cell.value,), cell.link)
+    child = state._child if cell is None else cell.value
+    if type(child) is Deferred:
+        child = child.value()
+    return (child,), state._tag if cell is None else cell.link
 
 
 def _flatten_with_keys(state: State) -> tuple[Any, tuple[str, ...]]:
@@ -267,7 +261,10 @@ def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
 
 def _is_value_of(child: Any, cell: Cell) -> bool:
     # A container is rebuilt on the way, around the very same arrays.
-    return child is cell.value or (not is_leaf(child) and same(child, cell.value))
+    value = cell.value
+    if type(value) is Deferred:
+        return child is value or (child is not None and child is value.computed)
+    return child is value or (not is_leaf(child) and same(child, value))
 
 
 def _register(cls: type) -> None:
@@ -326,12 +323,12 @@ def is_state(x: Any) -> bool:
     return isinstance(x, State)
 
 
-def collect(tree: Any) -> tuple[list[Any], Any, list[State]]:
+def collect(tree: Any) -> tuple[list[Any], Any, Collected]:
     """Flatten `tree`: its leaves, its structure, and the state objects in it, in order.
 
     Deferred values are leaves here.
     """
-    outer, local.collected = local.collected, []
+    outer, local.collected = local.collected, Collected()
     try:
         leaves, treedef = jtu.tree_flatten(tree)
         return leaves, treedef, local.collected

@@ -7,8 +7,9 @@ from typing import Any
 
 import equinox as eqx
 
-from ._call import Call, Writes
+from ._call import Call
 from ._callable import Method, Wrapper, anchor_of, as_tree, name_of, signature
+from ._run import Writes
 
 
 class Transform(eqx.Module, Wrapper):
@@ -24,7 +25,7 @@ class Transform(eqx.Module, Wrapper):
         kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
         call = kind._call(self, args, kwargs)
         out, writes = kind._apply(self, call)
-        call.write_back(writes, lambda: code_of(self))
+        call.write_back(writes, lambda index: kind._line(self, call, index))
         return out
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -37,9 +38,17 @@ class Transform(eqx.Module, Wrapper):
         `threaded` says that someone gives the written states back.
         """
 
+    def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`(out, packed)` where a call whose argument 0 is packed has a shorter way; else `None`."""
+        return None
+
     def _code(self) -> str:
         """The transform as code, for messages."""
         return f"ps.{type(self).__name__.lower()}({code_of(self.fun)})"
+
+    def _line(self, call: Call, index: int) -> str:
+        """The line of code that gives the state of a slot back, for messages."""
+        return call.code(code_of(self), index)
 
     @property
     def __signature__(self) -> inspect.Signature:

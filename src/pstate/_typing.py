@@ -33,6 +33,11 @@ Filter = (
 StateAxes = Mapping[Any, Any] | Filter
 
 
+def as_tuple(value: Any, single: type) -> tuple[Any, ...]:
+    """One of a type, or several, as a tuple."""
+    return (value,) if isinstance(value, single) else tuple(value)
+
+
 class StateAnnotation(type):
     """The metaclass of `Kind[hint]`."""
 

@@ -124,14 +124,35 @@ def _fits(number: bool | int | float | complex, dtype: Any) -> bool:
     return jnp.iinfo(dtype).min <= number <= jnp.iinfo(dtype).max
 
 
+_SHORT = {"float": "f", "bfloat": "bf", "uint": "u", "int": "i", "complex": "c"}
+
+
 def short_dtype(dtype: Any) -> str:
     """A dtype as JAX prints it.
 
-    >>> short_dtype(jnp.float32), short_dtype(jnp.dtype("uint8")), short_dtype(jnp.bool_)
-    ('f32', 'u8', 'bool')
+    >>> short_dtype(jnp.float32), short_dtype(jnp.dtype("uint8")), short_dtype(jnp.bfloat16)
+    ('f32', 'u8', 'bf16')
     """
     name = str(dtype) if not isinstance(dtype, type) else np.dtype(dtype).name
-    for long, short in (("float", "f"), ("uint", "u"), ("int", "i"), ("complex", "c")):
+    for long, short in _SHORT.items():
         if name.startswith(long):
             return short + name.removeprefix(long)
     return name
+
+
+def short_type(x: Any) -> str:
+    """The shape and dtype of an array as JAX prints them.
+
+    >>> short_type(jnp.zeros((2, 3)))
+    'f32[2,3]'
+    """
+    return f"{short_dtype(x.dtype)}[{','.join(map(str, x.shape))}]"
+
+
+def nbytes(x: Any) -> int:
+    """The bytes of an array, or of what has its shape and dtype. A typed key counts its data.
+
+    >>> nbytes(jax.ShapeDtypeStruct((2, 3), jnp.float32))
+    24
+    """
+    return math.prod(x.shape) * getattr(x.dtype, "itemsize", 0)

@@ -610,6 +610,28 @@ def a_scan_inside(model, xs):
     return ys, Counter(ps.ShortTermState(count))
 
 
+def through_equinox(norm, x):
+    tick()
+    return norm(x)
+
+
+@case(
+    make=lambda: ps.vmap2(through_equinox, in_axes=(None, 0), axis_name="batch"),
+    args=lambda: (
+        ps.nn.from_equinox(eqx.nn.BatchNorm, 3, axis_name="batch", mode="batch"),
+        jr.normal(jr.key(0), (4, 3)),
+    ),
+    collective=True,
+)
+def a_layer_of_equinox(norm, xs):
+    table = norm.state.value
+    state = eqx.nn.State.tree_unflatten(tuple(table), tuple(table.values()))
+    ys, state = jax.vmap(norm.layer, (0, None), (0, None), axis_name="batch")(xs, state)
+    values, markers = state.tree_flatten()
+    new = ps.BatchState(dict(zip(markers, values, strict=True)))
+    return ys, eqx.tree_at(lambda m: m.state, norm, new)
+
+
 # `pure` alone ---------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import jax.random as jr
 from jaxtyping import Array, Float
 
 from .._random import RandomState
@@ -42,11 +43,17 @@ class Dropout(eqx.Module):
         self.inference = inference
         self.rng = RandomState(key)
 
-    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-        """Draw a mask of the shape of `x` and apply it; in inference, or with `p=0`, return `x`."""
+    def __call__(self, x: Float[Array, "*shape"], *, key: Any = None) -> Float[Array, "*shape"]:
+        """Draw a mask of the shape of `x` and apply it; in inference, or with `p=0`, return `x`.
+
+        With a `key`, which `eqx.nn.Sequential` passes, the mask is drawn from it, and the layer's own
+        stream stays where it is.
+        """
         if self.inference or self.p == 0:
             return x
         if self.p == 1:
             return jnp.zeros_like(x)
-        kept = self.rng.bernoulli(1 - self.p, x.shape)
+        if key is None:
+            key = self.rng.key()
+        kept = jr.bernoulli(key, 1 - self.p, x.shape)
         return jnp.where(kept, x / (1 - self.p), 0)

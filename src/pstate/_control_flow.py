@@ -1,0 +1,75 @@
+"""What loops and branches share.
+
+They are statements, `scan(f, init, xs)`. Called eagerly they are compiled once for each signature and
+cached, like a mapping; under a trace they are inlined.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from ._around import finish, needed, settle
+from ._body import Body
+from ._call import Call
+from ._callable import Several
+from ._compat import is_eager, jit_is_disabled
+from ._compiled import Compiled
+from ._entry import Entry
+from ._packed import unpacked
+from ._returned import Note, arrays_of, taken_apart
+from ._run import Run, Writes
+from ._statement import Statement, callable_code
+
+
+_NUMBERS = (bool, int, float, complex)
+
+
+class FlowBody(Body):
+    """A loop or a choice, as a flat function of arrays."""
+
+    def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
+        return taken_apart(self.flow(self.leaves(arrays)))
+
+    @abc.abstractmethod
+    def flow(self, leaves: list[Any]) -> Run:
+        """Run it on all leaves of a call."""
+
+
+class ControlFlow(Statement, Compiled):
+    """A loop or a choice."""
+
+    fun: Any  # a callable, or several
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        # A carry is taken apart and put together in the loop, and so must be a tree from the start.
+        args = tuple(map(unpacked, args))
+        call = Call(self.fun, args, kwargs)
+        n = call.treedef.children()[0].num_leaves
+        if any(type(leaf) in _NUMBERS for leaf in call.leaves[n:]):
+            # As in JAX, numbers are arrays. Those inside modules are configuration, here as anywhere.
+            is_array = arrays_of(args, call.leaves[n:])
+            call.leaves[n:] = [
+                jnp.asarray(x) if is_one and type(x) in _NUMBERS else x
+                for x, is_one in zip(call.leaves[n:], is_array, strict=True)
+            ]
+        return call
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        operands = call.kinds.operands(needed(call))
+        if is_eager() and not jit_is_disabled():
+            arrays, note = Compiled._entry(self, call).run(operands)
+        else:
+            arrays, note = self._program(call)(*operands)
+        out, writes = finish(self, call, note, note.result(arrays), threaded)
+        settle(call, note.reads, writes)
+        return out, writes
+
+    def _make_entry(self, program: Any) -> Entry:
+        return Entry(program, self._code().removeprefix("ps.").partition("(")[0])
+
+
+def codes_of(fn: Any) -> Sequence[str]:
+    """The callables of a loop or a choice as code."""
+    return [callable_code(one) for one in (fn.callables if isinstance(fn, Several) else (fn,))]

@@ -1,0 +1,125 @@
+"""Every transform inside every other: `outer(inner(f))` against its twin, threaded by hand."""
+
+import itertools as it
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import pytest
+
+import pstate as ps
+from laws import transforms
+from laws.cases import ticks
+from laws.programs import program
+from laws.test_laws import assert_same
+from laws.transforms import USES, Using
+from pstate._compat import NESTED_PMAP
+
+
+PAIRS = list(it.product(USES, USES))
+each_pair = pytest.mark.parametrize(
+    ("outer", "inner"), PAIRS, ids=[f"{outer.name}-{inner.name}" for outer, inner in PAIRS]
+)
+X = jnp.float32(0.75)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """JAX warns of a `pmap` inside a `jit`, which is what is asked for here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The jitted function .* includes a pmap")
+        yield
+
+
+def pure(*uses: Using) -> Any:
+    f = lambda model, x: transforms.body(model, x)
+    for use in reversed(uses):
+        f = use.wrap(f)
+    return ps.pure(f)
+
+
+def by_hand(*uses: Using) -> Any:
+    # A function of its own, because JAX remembers what it has traced.
+    g = lambda values, x: transforms.body_by_hand(values, x)
+    for use in reversed(uses):
+        g = use.by_hand(g)
+
+    def twin(model: transforms.Model, x: Any) -> tuple[Any, transforms.Model]:
+        y, new = g(transforms.values(model), x)
+        model = eqx.tree_at(lambda m: m.count, model, ps.ShortTermState(new["count"]))
+        return y, eqx.tree_at(lambda m: m.rng, model, ps.RandomState(new["key"]))
+
+    return twin
+
+
+def refused(outer: Using, inner: Using) -> tuple[type[Exception], str] | None:
+    """What JAX itself cannot do: the error, ours where JAX's does not say it."""
+    if outer.name == "grad" and not inner.reverse:
+        return ValueError, "Reverse-mode differentiation does not work"
+    if outer.name == inner.name == "pmap2" and not NESTED_PMAP:
+        return NotImplementedError, "runs no jax.pmap inside another"
+    return None
+
+
+def arrays(tree: Any) -> Any:
+    return eqx.filter(tree, eqx.is_array)
+
+
+@contextmanager
+def watched(outer: Using, inner: Using) -> Iterator[None]:
+    """L7: nothing leaks a tracer, and no key is used twice."""
+    # A vmapped `cond` runs both branches, so that JAX itself takes its keys to be used twice.
+    keys = not {outer.name, inner.name} >= {"cond"} or not {outer.name, inner.name} & LANES
+    with jax.checking_leaks(), jax.debug_key_reuse(keys), quiet():
+        yield
+
+
+LANES = {"vmap2", "pmap2", "chunked"}
+
+
+@each_pair
+def test_pair(outer: Using, inner: Using):
+    """L2 and L7: outputs and states equal the twin's, eagerly and compiled; nothing leaks.
+
+    What nobody touched comes back as it is, and inputs stay as they were.
+    """
+    error = refused(outer, inner)
+    if error is not None:
+        with pytest.raises(error[0], match=error[1]):
+            pure(outer, inner)(transforms.model(), X)
+        return
+    expected = arrays(by_hand(outer, inner)(transforms.model(), X))
+    model = transforms.model()
+    with quiet():
+        y, updated = pure(outer, inner)(model, X)
+    assert_same(arrays((y, updated)), expected, exact=False)
+    assert updated.untouched is model.untouched
+    assert updated.weight.value is model.weight.value
+    assert_same(model, transforms.model())
+    if outer.name in ("jit", "checkpoint") and inner.name == "pmap2" and NESTED_PMAP:
+        return  # the oldest JAX cannot lower jax.jit(jax.jit(jax.pmap(f))) either
+    with watched(outer, inner):
+        compiled = eqx.filter_jit(pure(outer, inner))(model, X)
+    assert_same(arrays(compiled), expected, exact=False)
+
+
+@each_pair
+def test_pair_is_the_same_program(outer: Using, inner: Using):
+    """L2 and L6: the program has the twin's operations, and the body runs as often as the twin's."""
+    if refused(outer, inner):
+        return
+    model = transforms.model()
+
+    def traced(f: Any) -> tuple[Any, int]:
+        before = ticks()
+        with quiet():
+            return program(f, model, X), ticks() - before
+
+    (got, runs), (expected, expected_runs) = traced(pure(outer, inner)), traced(by_hand(outer, inner))
+    assert runs <= expected_runs
+    if outer.by_jax and inner.by_jax:
+        assert got == expected

@@ -1,0 +1,257 @@
+"""Transforms as pairs: how a model uses one, and its twin, threaded by hand through raw JAX.
+
+A stateful function here takes `(model, x)` and returns a number, and so does every transform of one; a
+twin takes `(values, x)`, the values of the model's states as a dict, and returns `(y, values)`. So
+transforms of both sides can be put into one another in any order.
+"""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+import pstate as ps
+from laws.cases import tick
+
+
+Stateful = Callable[[Any, Any], Any]
+ByHand = Callable[[dict[str, Any], Any], tuple[Any, dict[str, Any]]]
+
+
+class Model(eqx.Module):
+    """What every transform here is about: a state that is written, one that is drawn from, one to train.
+
+    The last is touched by nobody, and the activation is no array.
+    """
+
+    count: ps.ShortTermState
+    weight: ps.ParamState
+    rng: ps.RandomState
+    untouched: ps.LongTermState
+    activation: Callable[[Any], Any] = jnp.sin
+
+
+def model() -> Model:
+    return Model(
+        ps.ShortTermState(jnp.float32(0.5)),
+        ps.ParamState(jnp.float32(1.5)),
+        ps.RandomState(7),
+        ps.LongTermState(jnp.arange(3)),
+    )
+
+
+def values(model: Model) -> dict[str, Any]:
+    return {"count": model.count.value, "weight": model.weight.value, "key": model.rng.value}
+
+
+def body(model: Model, x: Any) -> Any:
+    """The innermost function."""
+    tick()
+    model.count.value = 0.5 * model.count.value + x
+    return model.activation(model.count.value) * model.weight.value + 0.1 * model.rng.normal()
+
+
+def body_by_hand(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+    tick()
+    count = 0.5 * values["count"] + x
+    key, own = jr.split(values["key"])
+    y = jnp.sin(count) * values["weight"] + 0.1 * (0.0 + 1.0 * jr.normal(own, ()))
+    return y, {**values, "count": count, "key": key}
+
+
+@dataclasses.dataclass(frozen=True)
+class Using:
+    """A transform in use.
+
+    `by_jax` says that the twin goes through the same JAX transform, so that programs can be compared;
+    `reverse` that it can be differentiated in reverse mode.
+    """
+
+    name: str
+    wrap: Callable[[Stateful], Stateful]
+    by_hand: Callable[[ByHand], ByHand]
+    by_jax: bool = True
+    reverse: bool = True
+
+
+USES: list[Using] = []
+
+
+def use(by_hand: Callable[[ByHand], ByHand], **fields: Any) -> Callable[..., Any]:
+    """Put a transform into the table; the decorated function uses it and gives it its name."""
+
+    def add(wrap: Callable[[Stateful], Stateful]) -> Callable[[Stateful], Stateful]:
+        USES.append(Using(wrap.__name__, wrap, by_hand, **fields))
+        return wrap
+
+    return add
+
+
+@use(lambda g: jax.jit(g))
+def jit(f: Stateful) -> Stateful:
+    return ps.jit(f)
+
+
+@use(lambda g: jax.checkpoint(g))
+def checkpoint(f: Stateful) -> Stateful:
+    return ps.checkpoint(f)
+
+
+MEAN = {ft.partial(jnp.mean, axis=0): ps.ShortTermState}
+
+
+def _lanes_by_hand(g: ByHand, lanes: int) -> ByHand:
+    def mapped(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        keys = jr.split(values["key"], lanes + 1)
+        axes = {"count": None, "weight": None, "key": 0}
+        xs = x + jnp.arange(float(lanes))
+        ys, new = jax.vmap(g, in_axes=(axes, 0))({**values, "key": keys[1:]}, xs)
+        return jnp.sum(ys), {**values, "count": jnp.mean(new["count"], axis=0), "key": keys[0]}
+
+    return mapped
+
+
+def _over_lanes(mapped: Stateful, lanes: int) -> Stateful:
+    return lambda model, x: jnp.sum(mapped(model, x + jnp.arange(float(lanes))))
+
+
+@use(ft.partial(_lanes_by_hand, lanes=3))
+def vmap2(f: Stateful) -> Stateful:
+    return _over_lanes(ps.vmap2(f, in_axes=(None, 0), state_out_axes=MEAN), 3)
+
+
+# Two lanes, so that one may stand in another on four devices.
+@use(ft.partial(_lanes_by_hand, lanes=2), by_jax=False)
+def pmap2(f: Stateful) -> Stateful:
+    return _over_lanes(ps.pmap2(f, in_axes=(None, 0), state_out_axes=MEAN), 2)
+
+
+@use(ft.partial(_lanes_by_hand, lanes=3), by_jax=False)
+def chunked(f: Stateful) -> Stateful:
+    return _over_lanes(ps.vmap2(f, in_axes=(None, 0), state_out_axes=MEAN, chunk_size=2), 3)
+
+
+def _gradient_by_hand(g: ByHand) -> ByHand:
+    def differentiated(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        of_weight = lambda weight: g({**values, "weight": weight}, x)
+        (y, new), gradient = jax.value_and_grad(of_weight, has_aux=True)(values["weight"])
+        return y + gradient, {**new, "weight": values["weight"]}
+
+    return differentiated
+
+
+@use(_gradient_by_hand)
+def grad(f: Stateful) -> Stateful:
+    def differentiated(model: Model, x: Any) -> Any:
+        y, gradient = ps.value_and_grad(f)(model, x)
+        return y + gradient.weight.value
+
+    return differentiated
+
+
+def _jacobian_by_hand(g: ByHand) -> ByHand:
+    def differentiated(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        of_weight = lambda weight: g({**values, "weight": weight}, x)
+        jacobian, new = jax.jacfwd(of_weight, has_aux=True)(values["weight"])
+        return jacobian, {**new, "weight": values["weight"]}
+
+    return differentiated
+
+
+@use(_jacobian_by_hand)
+def jacfwd(f: Stateful) -> Stateful:
+    return lambda model, x: ps.jacfwd(f)(model, x).weight.value
+
+
+def _scan_by_hand(g: ByHand) -> ByHand:
+    def scanned(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        weight = values["weight"]
+
+        def step(carry: Any, x: Any) -> Any:
+            (count, key), total = carry
+            y, new = g({"count": count, "weight": weight, "key": key}, x)
+            return ((new["count"], new["key"]), total + y), 2 * y
+
+        init = ((values["count"], values["key"]), jnp.zeros(()))
+        ((count, key), total), ys = jax.lax.scan(step, init, x + jnp.arange(3.0))
+        return total + jnp.sum(ys), {**values, "count": count, "key": key}
+
+    return scanned
+
+
+@use(_scan_by_hand)
+def scan(f: Stateful) -> Stateful:
+    def step(model: Model, total: Any, x: Any) -> Any:
+        y = f(model, x)
+        return total + y, 2 * y
+
+    def scanned(model: Model, x: Any) -> Any:
+        total, ys = ps.scan(ft.partial(step, model), jnp.zeros(()), x + jnp.arange(3.0))
+        return total + jnp.sum(ys)
+
+    return scanned
+
+
+def _while_by_hand(g: ByHand) -> ByHand:
+    def looped(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        def go_on(carry: Any) -> Any:
+            (count, _), (i, _) = carry
+            return (i < 2) & (count < 1e6)
+
+        def step(carry: Any) -> Any:
+            (count, key), (i, total) = carry
+            y, new = g({**values, "count": count, "key": key}, x)
+            return (new["count"], new["key"]), (i + 1, total + y)
+
+        init = ((values["count"], values["key"]), (0, jnp.zeros(())))
+        (count, key), (_, total) = jax.lax.while_loop(go_on, step, init)
+        return total, {**values, "count": count, "key": key}
+
+    return looped
+
+
+@use(_while_by_hand, reverse=False)
+def while_loop(f: Stateful) -> Stateful:
+    def go_on(model: Model, carry: Any) -> Any:
+        return (carry[0] < 2) & (model.count.value < 1e6)
+
+    def step(model: Model, x: Any, carry: Any) -> Any:
+        i, total = carry
+        return i + 1, total + f(model, x)
+
+    def looped(model: Model, x: Any) -> Any:
+        bound = ft.partial(go_on, model), ft.partial(step, model, x)
+        return ps.while_loop(*bound, (0, jnp.zeros(())))[1]
+
+    return looped
+
+
+def _cond_by_hand(g: ByHand) -> ByHand:
+    def chosen(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        weight = values["weight"]
+
+        def other(count: Any, key: Any, x: Any) -> Any:
+            return x, (2 * count, key)
+
+        def first(count: Any, key: Any, x: Any) -> Any:
+            y, new = g({"count": count, "weight": weight, "key": key}, x)
+            return y, (new["count"], new["key"])
+
+        y, (count, key) = jax.lax.cond(x > 0.5, first, other, values["count"], values["key"], x)
+        return y, {**values, "count": count, "key": key}
+
+    return chosen
+
+
+@use(_cond_by_hand)
+def cond(f: Stateful) -> Stateful:
+    def other(model: Model, x: Any) -> Any:
+        model.count.value = 2 * model.count.value
+        return x
+
+    return lambda model, x: ps.cond(x > 0.5, f, other, model, x)

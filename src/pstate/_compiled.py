@@ -112,5 +112,9 @@ class Compiled(Transform):
 
 
 def aval(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, weak types included."""
-    return jax.eval_shape(lambda x: x, leaf)
+    """The shape and dtype of an operand, weak types included."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda x: x, leaf)
+    # Not by `jax.eval_shape`, which takes 0.2 ms for each.
+    weak = getattr(leaf, "weak_type", False)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)

@@ -13,7 +13,9 @@ from job import Built, Contender, Contenders, Job
 Pure = Callable[..., tuple[Any, Any]]
 
 
-def _build(job: Job, pure: Callable[[Callable[..., Any]], Pure], anew: bool = False) -> Built:
+def _build(
+    job: Job, pure: Callable[[Callable[..., Any]], Pure], anew: bool = False, packed: bool = False
+) -> Built:
     class Layer(eqx.Module):
         param: ps.ParamState
         counter: ps.ShortTermState
@@ -35,25 +37,30 @@ def _build(job: Job, pure: Callable[[Callable[..., Any]], Pure], anew: bool = Fa
         ]
     )
     run = pure(step)
+    if packed:
+        model = ps.pack(model)
 
     def call() -> jax.Array:
         nonlocal model
         x, model = (pure(step) if anew else run)(model, job.x)
         return x
 
-    return Built(call, lambda: [layer.counter.value for layer in model.layers])
+    def counters() -> list[Any]:
+        tree: Any = model.unpack() if packed else model  # pyright: ignore[reportAttributeAccessIssue]
+        return [layer.counter.value for layer in tree.layers]
 
-
-def _warm() -> tuple[Contender, ...]:
-    ways = [Contender("jax.jit(ps.pure(f))", lambda job: _build(job, lambda f: jax.jit(ps.pure(f))))]
-    jit = getattr(ps, "jit", None)
-    if jit is not None:
-        ways.append(Contender("ps.pure(ps.jit(f))", lambda job: _build(job, lambda f: ps.pure(jit(f)))))
-    return tuple(ways)
+    return Built(call, counters)
 
 
 PSTATE = Contenders(
-    warm=_warm(),
+    warm=(
+        Contender("ps.pure(ps.jit(f))", lambda job: _build(job, lambda f: ps.pure(ps.jit(f)))),
+        Contender(
+            "ps.pure(ps.jit(f)), packed",
+            lambda job: _build(job, lambda f: ps.pure(ps.jit(f)), packed=True),
+        ),
+        Contender("jax.jit(ps.pure(f))", lambda job: _build(job, lambda f: jax.jit(ps.pure(f)))),
+    ),
     mapped=(
         Contender("ps.pure(ps.vmap2(f))", lambda job: _build(job, lambda f: ps.pure(ps.vmap2(f)))),
         Contender(

@@ -36,7 +36,9 @@ class Case:
 
     `make` gives the function under test, freshly wrapped; `args` its arguments; `twin(*args)` returns
     what `ps.pure(make())(*args)` must return. `mapping` says that `make` gives a mapping, so that the
-    lane laws apply. `unwritten` picks, from the updated tree, what nobody wrote.
+    lane laws apply. `runs` is how often the body runs in a call that is cold, `warm` in one that is not;
+    `same_program` says that the twin goes through the same JAX transform. `unwritten` picks, from the
+    updated tree, what nobody wrote.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Case:
     collective: bool = False
     commutes: bool = True
     runs: int = 1
+    warm: int = 0
+    same_program: bool = True
     unwritten: Callable[[Any], Any] = lambda tree: None
 
     def pure(self) -> Any:
@@ -640,6 +644,7 @@ def a_layer_of_equinox(norm, xs):
     args=lambda: (counter(2), jnp.float32(3)),
     mapping=False,
     commutes=False,
+    warm=1,
 )
 def pure_alone(model, x):
     count = model.count.value + x
@@ -658,7 +663,13 @@ def tied() -> Any:
     return eqx.nn.Shared(both, lambda m: m[1].count, lambda m: m[0].count)
 
 
-@case(make=lambda: through_shared, args=lambda: (tied(), jnp.float32(3)), mapping=False, commutes=False)
+@case(
+    make=lambda: through_shared,
+    args=lambda: (tied(), jnp.float32(3)),
+    mapping=False,
+    commutes=False,
+    warm=1,
+)
 def sharing_on_purpose(model, x):
     count = model.pytree[0].count.value + x
     return count, eqx.tree_at(lambda m: m.pytree[0].count.value, model, count)
@@ -676,6 +687,7 @@ def nested_recordings(model, x):
     make=lambda: nested_recordings,
     args=lambda: (counter(2), jnp.float32(3)),
     mapping=False,
+    warm=2,
     commutes=False,
     runs=2,
 )

@@ -16,7 +16,7 @@ from laws import transforms
 from laws.cases import ticks
 from laws.programs import program
 from laws.test_laws import assert_same
-from laws.transforms import USES, Using
+from laws.transforms import USES, Using, by_hand, stateful
 from pstate._compat import NESTED_PMAP
 
 
@@ -36,24 +36,7 @@ def quiet() -> Iterator[None]:
 
 
 def pure(*uses: Using) -> Any:
-    f = lambda model, x: transforms.body(model, x)
-    for use in reversed(uses):
-        f = use.wrap(f)
-    return ps.pure(f)
-
-
-def by_hand(*uses: Using) -> Any:
-    # A function of its own, because JAX remembers what it has traced.
-    g = lambda values, x: transforms.body_by_hand(values, x)
-    for use in reversed(uses):
-        g = use.by_hand(g)
-
-    def twin(model: transforms.Model, x: Any) -> tuple[Any, transforms.Model]:
-        y, new = g(transforms.values(model), x)
-        model = eqx.tree_at(lambda m: m.count, model, ps.ShortTermState(new["count"]))
-        return y, eqx.tree_at(lambda m: m.rng, model, ps.RandomState(new["key"]))
-
-    return twin
+    return ps.pure(stateful(*uses))
 
 
 def refused(outer: Using, inner: Using) -> tuple[type[Exception], str] | None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 import pstate as ps
-from laws.cases import tick
+from laws.cases import Case, tick
 
 
 Stateful = Callable[[Any, Any], Any]
@@ -255,3 +255,47 @@ def cond(f: Stateful) -> Stateful:
         return x
 
     return lambda model, x: ps.cond(x > 0.5, f, other, model, x)
+
+
+# The laws over each of them -------------------------------------------------------------------------
+
+
+def by_hand(*uses: Using) -> Callable[[Model, Any], tuple[Any, Model]]:
+    """The twin of transforms in one another, the first outermost."""
+    # A function of its own, because JAX remembers what it has traced.
+    g = lambda values, x: body_by_hand(values, x)
+    for use in reversed(uses):
+        g = use.by_hand(g)
+
+    def twin(model: Model, x: Any) -> tuple[Any, Model]:
+        y, new = g(values(model), x)
+        model = eqx.tree_at(lambda m: m.count, model, ps.ShortTermState(new["count"]))
+        return y, eqx.tree_at(lambda m: m.rng, model, ps.RandomState(new["key"]))
+
+    return twin
+
+
+def stateful(*uses: Using) -> Stateful:
+    """Transforms in one another, the first outermost, around a function of its own."""
+    f = lambda model, x: body(model, x)
+    for use in reversed(uses):
+        f = use.wrap(f)
+    return f
+
+
+#: `pmap2` has laws of its own: JAX warns of it in a `jit`.
+TRANSFORMED = [
+    Case(
+        name=f"{use.name}_of_a_body",
+        make=ft.partial(stateful, use),
+        args=lambda: (model(), jnp.float32(0.75)),
+        twin=by_hand(use),
+        mapping=False,
+        commutes=False,
+        warm=1 if use.name in ("checkpoint", "grad", "jacfwd") else 0,
+        same_program=use.by_jax,
+        unwritten=lambda model: (model.untouched, model.weight),
+    )
+    for use in USES
+    if use.name != "pmap2"
+]

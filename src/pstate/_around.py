@@ -5,8 +5,8 @@ computed, and takes the need back for those that the body did not touch: a rando
 touched then comes back as it was.
 """
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from ._call import Call, refuse_echo
 from ._cell import Deferred, local
@@ -15,11 +15,29 @@ from ._run import Writes
 from ._transform import Transform
 
 
-def needed(call: Call) -> list[Any]:
-    """The leaves of a call, with deferred values computed."""
+R = TypeVar("R")
+
+
+def with_values(transform: Transform, call: Call, run: Callable[[list[Any]], R]) -> R:
+    """What `run` makes of the leaves of a call, with deferred values computed.
+
+    **Raises:** `StateError` for a buffer that was given up before. It is looked for where something
+    failed: to ask each array costs more than a call.
+    """
     if not call.kinds.has_deferred:
-        return call.leaves
-    return [x.tentative() if type(x) is Deferred else x for x in call.leaves]
+        try:
+            return run(call.leaves)
+        except (RuntimeError, ValueError):
+            call.refuse_deleted(lambda: type(transform)._code(transform))
+            raise
+    leaves = [x.tentative() if type(x) is Deferred else x for x in call.leaves]
+    try:
+        return run(leaves)
+    except BaseException:
+        for leaf in call.leaves:
+            if type(leaf) is Deferred:
+                leaf.release()
+        raise
 
 
 def settle(call: Call, reads: Collection[int], writes: Collection[int]) -> None:
@@ -45,11 +63,16 @@ def settle(call: Call, reads: Collection[int], writes: Collection[int]) -> None:
             leaf.release()
 
 
+def refuse_echoed(transform: Transform, call: Call, note: Note, threaded: bool) -> None:
+    """Raise where a state that somebody threads also stands in the output."""
+    if note.echoed:
+        live = tuple(e for e in note.echoed if threaded or call.states[e[0]]._cell is not None)
+        refuse_echo(call, live, lambda index: transform._line(call, index))
+
+
 def finish(
     transform: Transform, call: Call, note: Note, result: tuple[Any, Writes], threaded: bool
 ) -> tuple[Any, Writes]:
     """The result of a run, unless a state that somebody threads also stands in the output."""
-    if note.echoed:
-        live = tuple(e for e in note.echoed if threaded or call.states[e[0]]._cell is not None)
-        refuse_echo(call, live, lambda index: transform._line(call, index))
+    refuse_echoed(transform, call, note, threaded)
     return result

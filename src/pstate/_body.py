@@ -59,10 +59,12 @@ class Body:
         leaves: Sequence[Any],
         aliases: tuple[tuple[int, int], ...] | None = None,
         refuse: Callable[[Cell], None] | None = None,
+        data: Callable[[int], str | None] | None = None,
     ) -> Recording:
         """A recording for one run. Filters and messages see the states as they came in.
 
-        `refuse` raises where a write is not allowed for a reason of the caller's own.
+        `refuse` raises where a write is not allowed for a reason of the caller's own; `data` is that of
+        the recording.
         """
         signature = self.signature
         guard = Guard(
@@ -77,7 +79,7 @@ class Body:
                 refuse(cell)
             guard(cell)
 
-        return Recording(self.place, guard=check, title=self.described.fn)
+        return Recording(self.place, guard=check, title=self.described.fn, data=data)
 
     def aliases_within(self, which: int) -> tuple[tuple[int, int], ...]:
         """The aliases that a run of one of several callables can see."""

@@ -160,6 +160,17 @@ class _Chooser(ControlFlow):
 
     choose: Callable[..., Any] = eqx.field(static=True)
 
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = ControlFlow._call(self, args, kwargs)
+        n = call.signature.n_fn
+        if call.signature.starts[1] != n + 1 or not call.kinds.mask[n]:
+            (name, *_) = call.names
+            raise TypeError(
+                f"`{name}` of {self._code()} is an array of shape () or a number; got {args[0]!r}. "
+                "For each lane by itself there is ps.vmap2."
+            )
+        return call
+
     def _options_key(self) -> Hashable:
         return _Chooser, self.choose
 
@@ -170,7 +181,7 @@ class _Chooser(ControlFlow):
         codes = ", ".join(codes_of(self.fun))
         return f"ps.cond({codes})" if self.choose is jax.lax.cond else f"ps.switch([{codes}])"
 
-    def _shown(self, call: Call) -> str:
+    def _shown(self, call: Call, index: int) -> str:
         codes = ", ".join(codes_of(self.fun))
         chosen = f"pred, {codes}" if self.choose is jax.lax.cond else f"index, [{codes}]"
         name = "cond" if self.choose is jax.lax.cond else "switch"

@@ -13,13 +13,15 @@ Invariants:
 import functools as ft
 import itertools as it
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.tree_util as jtu
 
 from ._callable import Names, carrier_of, names_of, restore
+from ._cell import local
 from ._errors import AliasedStateError, FrozenStateError, StateError
 from ._layout import find_aliases, is_live
 from ._leaves import LeafKinds, kinds_of
@@ -47,6 +49,7 @@ class Call:
         "_signature",
         "_states",
         "args",
+        "contract",
         "fn",
         "kwargs",
         "leaves",
@@ -61,6 +64,8 @@ class Call:
         self._aliases = find_aliases(self._collected)
         self._signature: Signature | None = None
         self._states: list[Any] | None = None
+        #: Who gives the written states back, and raises for writes that nobody would; see `_pure.py`.
+        self.contract: Any = None
 
     @property
     def states(self) -> list[Any]:
@@ -68,6 +73,12 @@ class Call:
         if self._states is None:
             self._states = spread(self._collected) if self.has_packed else self._collected
         return self._states
+
+    def state(self, index: int) -> Any:
+        """The state of a slot with its value, packed or not."""
+        if self.has_packed and self.states[index]._cell is None:
+            return self.signature.layout.slots[index].state(self.leaves)
+        return self.states[index]
 
     @property
     def has_packed(self) -> bool:
@@ -84,8 +95,10 @@ class Call:
         """Pairs of slots at which one state stands twice."""
         if not self._aliases or not self.has_packed:
             return self._aliases
-        starts = list(it.accumulate((n_states(x) for x in self._collected), initial=0))
-        return tuple((starts[a], starts[b]) for a, b in self._aliases)
+        # A packed tree at two places is each of its states at two places.
+        counts = [n_states(x) for x in self._collected]
+        starts = list(it.accumulate(counts, initial=0))
+        return tuple((starts[a] + k, starts[b] + k) for a, b in self._aliases for k in range(counts[a]))
 
     @property
     def signature(self) -> Signature:
@@ -137,7 +150,8 @@ class Call:
     def refuse_deleted(self, fn_code: Callable[[], str]) -> None:
         """Raise if a buffer of the call was donated before."""
         for leaf, key_path in zip(self.leaves, self.signature.layout.key_path_of_leaf, strict=True):
-            if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+            if is_array and leaf.is_deleted():
                 place = self.signature.place(key_path, self.names)
                 raise StateError(
                     f"`{place}` was donated to an earlier call and its buffer is gone, so "
@@ -146,6 +160,22 @@ class Call:
                 )
 
     # Putting together ---------------------------------------------------------------------------
+
+    def check_writes(self, writes: Collection[int], line: Callable[[int], str]) -> None:
+        """Raise where a state may not be written by this call, or nobody takes its new value."""
+        if self.contract is not None:
+            self.contract.check_all(writes)
+            return
+        frozen = [index for index in writes if self.states[index]._cell is None]
+        if frozen:
+            index = frozen[0]
+            raise FrozenStateError(
+                f"`{self.place(index)}` ({type(self.states[index]).__name__}) was written, and nobody "
+                "takes the new value: the function was called outside `pure` and outside a "
+                f"recording. Take the changed tree back:\n    {line(index)}"
+            )
+        for index in writes:
+            self.states[index]._cell.check_writable(type(self.states[index]).__name__)
 
     def write_back(self, writes: Writes, line: Callable[[int], str]) -> None:
         """Write what a run wrote into the live states that came in.
@@ -156,21 +186,9 @@ class Call:
         """
         if not writes:
             return
-        frozen = [index for index in writes if self.states[index]._cell is None]
-        if frozen:
-            index = frozen[0]
-            raise FrozenStateError(
-                f"`{self.place(index)}` ({type(self.states[index]).__name__}) was written, and nobody "
-                "takes the new value: the function was called outside `pure` and outside a "
-                f"recording. Take the changed tree back:\n    {line(index)}"
-            )
-        cells = {index: self.states[index]._cell for index in writes}
-        for index, cell in cells.items():
-            assert cell is not None
-            cell.check_writable(type(self.states[index]).__name__)
-        for index, cell in cells.items():
-            assert cell is not None
-            cell.put(copy(writes[index]))
+        self.check_writes(writes, line)
+        for index, value in writes.items():
+            self.states[index]._cell.put(copy(value))
 
     def updated_carrier(self, writes: Writes) -> Any:
         """The carrier of the callable, with the writes in it."""
@@ -198,9 +216,7 @@ class Call:
             slot = slots[index]
             new, treedef = jtu.tree_flatten(value)
             if treedef != slot.treedef:
-                tree = Call(self.fn, (*self.args[:position], packed.unpack()), {})
-                mine = {i: v for i, v in writes.items() if argument_of_slot[i] == (ARGS, position)}
-                return pack(tree.updated_argument(position, mine))
+                return pack(self._rebuilt_slowly((ARGS, position), packed.unpack(), writes))
             leaves[slot.start - start : slot.stop - start] = new
         return Packed(packed.form, tuple(leaves))
 
@@ -227,7 +243,7 @@ class Call:
             if new_treedef != slot.treedef:
                 return self._rebuilt_slowly(where, subtree, mine)
             leaves[slot.start - start : slot.stop - start] = new
-        return unflatten_frozen(treedef, leaves)
+        return unflatten_frozen(treedef, leaves, keep_packed=True)
 
     def _is_plain(self) -> bool:
         """Whether no state that came in is packed, or is or ever was live."""
@@ -237,14 +253,21 @@ class Call:
 
     def _rebuilt_slowly(self, where: tuple[int, ...], subtree: Any, mine: dict[int, Any]) -> Any:
         """For values whose structure changed: an empty state that was filled, say."""
-        items, treedef = jtu.tree_flatten(subtree, is_leaf=is_state)
         argument = (where[0], where[1] if len(where) > 1 else None)
         indices = iter([i for i, a in enumerate(self.signature.argument_of_slot) if a == argument])
-        for i, item in enumerate(items):
-            if isinstance(item, State):
-                index = next(indices)
-                items[i] = item.replace(mine[index]) if index in mine else freeze(item)
-        return treedef.unflatten(items)
+
+        def rebuilt(tree: Any) -> Any:
+            is_one = lambda x: is_state(x) or (type(x) is Packed and x is not tree)
+            items, treedef = jtu.tree_flatten(tree, is_leaf=is_one)
+            for i, item in enumerate(items):
+                if type(item) is Packed:
+                    items[i] = pack(rebuilt(item.unpack()))
+                elif isinstance(item, State):
+                    index = next(indices)
+                    items[i] = item.replace(mine[index]) if index in mine else freeze(item)
+            return treedef.unflatten(items)
+
+        return rebuilt(subtree)
 
 
 class _Outline:
@@ -272,7 +295,9 @@ class _Outline:
         position = self._position
         for index, value in writes.items():
             state = states[index]
-            items[position[index]] = make_frozen(type(state), state._tag, value)
+            items[position[index]] = new = make_frozen(type(state), state._tag, value)
+            if local.watch is not None:
+                local.watch.born.add(new)
         return self.treedef.unflatten(items)
 
 
@@ -296,7 +321,7 @@ def refuse_echo(call: Call, echoed: Sequence[tuple[int, str]], line: Callable[[i
     """Raise if a threaded state also stands in the output."""
     for index, place in echoed:
         raise AliasedStateError(
-            f"{describe(call.states[index])} came in as `{call.place(index)}` and also stands in the "
+            f"{describe(call.state(index))} came in as `{call.place(index)}` and also stands in the "
             f"output as `{place}`: it would come back twice and be two states from then on. Let it "
             "come back once, by leaving it out of the return value, or return a copy of its own: "
             f"state.replace(state.value). The call was:\n    {line(index)}"

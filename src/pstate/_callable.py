@@ -20,7 +20,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from ._paths import snake_case
-from ._state import State, is_state
+from ._state import collect
 from ._value import is_leaf
 
 
@@ -169,7 +169,8 @@ def carrier_depth(fn: Any) -> int:
 
 
 def _holds_states(tree: Any) -> bool:
-    return any(isinstance(x, State) for x in jtu.tree_leaves(tree, is_leaf=is_state))
+    _, _, states = collect(tree)
+    return bool(states)
 
 
 def anchor_of(fn: Any) -> Any:
@@ -180,7 +181,9 @@ def anchor_of(fn: Any) -> Any:
         case Method() | Partial():
             return anchor_of(fn.function)
         case Several():
-            return anchor_of(fn.callables[0])
+            # Programs live and die with their anchor, and keep the others: take one that is made anew.
+            anchors = [anchor_of(one) for one in fn.callables]
+            return next((a for a in anchors if getattr(a, "__closure__", None)), anchors[0])
         case _ if _is_bound_method(fn):
             return anchor_of(fn.__func__)
         case _ if _is_callable_module(fn):

@@ -4,15 +4,15 @@ States in a carry are data: they may be read, and come back in a new carry. What
 as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._body import Body
 from ._call import Call
-from ._cell import Cell
-from ._errors import FrozenStateError, StateTypeError
+from ._errors import StateTypeError
 from ._held import same_type, shown_type
 from ._leaves import operand_mask, static_key
 from ._paths import to_place
@@ -34,8 +34,7 @@ def refuse_live(call: Call, fn_code: str, line: str, alone: str) -> None:
         if signature.argument_of_slot[index] != CARRY or state._cell is None:
             continue
         place = call.place(index)
-        path = signature.path(index)
-        whole = not path or isinstance(path[0], str)
+        whole = not isinstance(call.args[0], dict | list | tuple) or _is_all_states(call)
         tree = signature.root(index, call.names) if whole else "model"
         raise StateTypeError(
             f"`{place}` ({type(state).__name__}) is live and stands in the carry of {fn_code}, which "
@@ -47,16 +46,27 @@ def refuse_live(call: Call, fn_code: str, line: str, alone: str) -> None:
         )
 
 
-def refuse_write(body: Body, cell: Cell) -> None:
-    """Raise where a state of the carry is written in the loop's body."""
-    if body.signature.argument_of_slot[cell.index] == CARRY:
-        kind = body.signature.layout.slots[cell.index].kind.__name__
-        raise FrozenStateError(
-            f"`{body.place(cell.index)}` ({kind}) stands in the carry of {body.described.fn} and was "
+def _is_all_states(call: Call) -> bool:
+    layout, signature = call.signature.layout, call.signature
+    start, stop = signature.starts[0], signature.starts[1]
+    return None not in layout.slot_of_leaf[start:stop]
+
+
+def data_of(body: Body) -> Callable[[int], str | None]:
+    """The states of a carry, which are data, and what to say of a write to one."""
+
+    def about(index: int) -> str | None:
+        if body.signature.argument_of_slot[index] != CARRY:
+            return None
+        kind = body.signature.layout.slots[index].kind.__name__
+        return (
+            f"`{body.place(index)}` ({kind}) stands in the carry of {body.described.fn} and was "
             "written. A carry is data that the body returns: return a new carry, with "
             "state.replace(value) in it; or thread the state: bind the function to the tree that holds "
             "it, ft.partial(f, tree)."
         )
+
+    return about
 
 
 def new_leaves(body: Body, leaves: Sequence[Any], indices: Sequence[int], new: Any) -> list[Any]:
@@ -75,7 +85,13 @@ def new_leaves(body: Body, leaves: Sequence[Any], indices: Sequence[int], new: A
             f"{shown_type(new)}. A loop keeps the tree of its carry: return a carry with the same "
             "containers and states."
         )
+    # A number may be returned where it becomes the carry's type, as in JAX.
+    numbers = (bool, int, float, complex)
     mask = operand_mask(came)
+    got = [
+        jnp.asarray(x) if is_array and type(x) in numbers else x
+        for x, is_array in zip(got, mask, strict=True)
+    ]
     key_paths = body.signature.layout.key_path_of_leaf[start : start + len(came)]
     for old, now, is_array, key_path in zip(came, got, mask, key_paths, strict=True):
         place = to_place("carry", body.signature.within(key_path))

@@ -117,12 +117,13 @@ class Recording:
 
     `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
     `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
-    recording.
+    recording. `data` says of an index whether its state stays frozen, and what to say of a write to it.
     """
 
     __slots__ = (
         "cells",
         "closed",
+        "data",
         "frozen",
         "guard",
         "original",
@@ -141,7 +142,9 @@ class Recording:
         original: Any = None,
         frozen: Sequence[Any] = (),
         title: str = "the recording",
+        data: Callable[[int], str | None] | None = None,
     ):
+        self.data = data
         self.cells: list[Cell] = []
         self.closed = False
         self.thread = threading.get_ident()
@@ -290,6 +293,7 @@ class _Local(threading.local):
     `recordings`: the open recordings, innermost last.
     `watch`: the body that is being compiled, or `None`.
     `on_devices`: whether the body of a mapping over devices is running.
+    `keep_packed`: whether packed trees stay packed where a call is put together.
     """
 
     rebuild: Callable[..., Any] | None = None
@@ -298,6 +302,7 @@ class _Local(threading.local):
     recordings: tuple[Recording, ...] = ()
     watch: Watch | None = None
     on_devices: bool = False
+    keep_packed: bool = False
 
 
 local = _Local()
@@ -313,5 +318,14 @@ def watch_read(state: Any, value: Any) -> None:
         isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
         for leaf in jtu.tree_leaves(value)
     )
-    if concrete and watch.captured is None and state not in watch.born:
+    if concrete and watch.captured is None and not _is_born(state, watch):
         watch.captured = state
+
+
+def _is_born(state: Any, watch: Watch) -> bool:
+    """Whether the body made the state, or the state that this is a live copy of."""
+    cell = state._cell
+    sources = () if cell is None else cell.recording.frozen
+    return state in watch.born or (
+        cell is not None and cell.index < len(sources) and (sources[cell.index] in watch.born)
+    )

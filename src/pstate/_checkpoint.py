@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from ._around import finish, needed, settle
+from ._around import finish, settle, with_values
 from ._body import body_of
 from ._call import Call
 from ._returned import Note, taken_apart
@@ -23,13 +23,12 @@ class Checkpoint(Transform):
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
         body = body_of(call, code_of(self))
-        operands = call.kinds.operands(needed(call))
 
         def flat(*arrays: Any) -> tuple[list[Any], Note]:
             return taken_apart(body.run(body.leaves(arrays)))
 
         recomputed = jax.checkpoint(flat, prevent_cse=self.prevent_cse, policy=self.policy)
-        arrays, note = recomputed(*operands)
+        arrays, note = with_values(self, call, lambda leaves: recomputed(*call.kinds.operands(leaves)))
         out, writes = finish(self, call, note, note.result(arrays), threaded)
         settle(call, note.reads, writes)
         return out, writes

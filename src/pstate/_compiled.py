@@ -60,7 +60,8 @@ class Compiled(Transform):
             warn_of_recompilation(call, statics, same, code_of(self))
             return kind._make_entry(self, kind._program(self, call))
 
-        return programs.get(anchor, key, make, anchors_of(self.fun)[1:])
+        others = tuple(a for a in anchors_of(self.fun) if a is not anchor)
+        return programs.get(anchor, key, make, others)
 
     def _static_keys(self, call: Call, anchor: Any) -> tuple[Any, ...]:
         keys: list[Any] = []

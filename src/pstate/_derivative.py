@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from ._around import finish, needed, settle
+from ._around import finish, settle, with_values
 from ._body import body_of
 from ._call import Call
+from ._callable import carrier_of
 from ._options import as_code
 from ._returned import Note, taken_apart
 from ._run import Run, Writes
@@ -43,20 +44,32 @@ class Derivative(Transform):
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # As in JAX, a number can be differentiated where it is an argument by itself.
-        numbers = (float, complex)
-        return Call(self.fun, tuple(jnp.asarray(a) if type(a) in numbers else a for a in args), kwargs)
+        argnums = self.argnums
+        if argnums is None:
+            argnums = () if carrier_of(self.fun) is not None else (0,)
+        numbers = (argnums,) if isinstance(argnums, int) else argnums
+        chosen = {number % len(args) for number in numbers if args}
+        converted = tuple(
+            jnp.asarray(a) if i in chosen and type(a) in (float, complex) else a
+            for i, a in enumerate(args)
+        )
+        return Call(self.fun, converted, kwargs)
 
     def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        leaves = needed(call)
-        wrt = Wrt(Options(self.wrt, self.argnums, self._code()), call, leaves)
+        kind = type(self)
         body = body_of(call, code_of(self))
 
-        def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
-            run = body.run(wrt.put(leaves, chosen))
-            out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
-            return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
+        def differentiated(leaves: list[Any]) -> Any:
+            wrt = Wrt(Options(self.wrt, self.argnums, kind._code(self)), call, leaves)
 
-        result, (arrays, note) = self._differentiate(function, wrt.chosen(leaves), wrt)
+            def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
+                run = body.run(wrt.put(leaves, chosen))
+                out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
+                return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
+
+            return kind._differentiate(self, function, wrt.chosen(leaves), wrt)
+
+        result, (arrays, note) = with_values(self, call, differentiated)
         aux, writes = finish(self, call, note, note.result(arrays), threaded)
         settle(call, note.reads, writes)
         return self._with_aux(result, aux), writes
@@ -167,7 +180,7 @@ class Jvp(Statement, Derivative):
     def _options(self) -> list[str]:
         return Derivative._options(self)
 
-    def _shown(self, call: Call) -> str:
+    def _shown(self, call: Call, index: int) -> str:
         primals = ", ".join(shown_arguments(call))
         arguments = [callable_code(self.fun), f"({primals},)", "tangents", *self._options()]
         return f"ps.jvp({', '.join(arguments)})"
@@ -194,4 +207,8 @@ class Jvp(Statement, Derivative):
                 "(jax.tree.map(jnp.ones_like, eqx.filter(model, ps.select(model))),), and count further "
                 "arguments in argnums."
             ) from None
-        return Chosen(jnp.asarray(found[i], leaf.dtype) for i, leaf in enumerate(chosen))
+        numbers = (bool, int, float, complex)
+        return Chosen(
+            jnp.asarray(found[i], leaf.dtype) if type(found[i]) in numbers else found[i]
+            for i, leaf in enumerate(chosen)
+        )

@@ -102,8 +102,9 @@ class Entry:
     A program that reads captured states runs uncompiled, so that what it reads is never stale.
     """
 
-    def __init__(self, program: Any, name: str):
+    def __init__(self, program: Any, name: str, advice: str):
         self.program = program
+        self.advice = advice
         self.uncompiled = False
         self.jitted = jax.jit(watched(program, name))
 
@@ -132,8 +133,7 @@ class Entry:
                 warn(
                     f"{self.program.described.fn} reads the state {captured.shown}, which is no "
                     "argument. Compiled, it would keep the value that the state has now; therefore it "
-                    "runs uncompiled, which is slow. Pass the tree that holds the state as an argument "
-                    "and broadcast it: in_axes=(None, 0).",
+                    f"runs uncompiled, which is slow. {self.advice}",
                     CapturedStateWarning,
                 )
         return self.program(*arrays)

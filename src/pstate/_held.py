@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._body import Body
@@ -67,12 +68,17 @@ def refuse_changed_states(body: Body, held: Held, run: Run, leaves: Sequence[Any
         slot = body.signature.layout.slots[index]
         before, after = slot.value(leaves), value
         if not same_type(before, after):
+            advice = (
+                "fill the state before the loop, with a value of that shape and dtype."
+                if before is None
+                else "write a value of the same shape and dtype, state.value = "
+                "jnp.asarray(new, state.value.dtype).reshape(state.value.shape), or give the state the "
+                "other type before the loop."
+            )
             raise StateTypeError(
                 f"`{body.place(index)}` ({slot.kind.__name__}) came into {body.described.fn} as "
                 f"{shown_type(before)}, and the body wrote {shown_type(after)}. A loop keeps types: "
-                "write a value of the same shape and dtype, state.value = "
-                "jnp.asarray(new, state.value.dtype).reshape(state.value.shape), or give the state the "
-                "other type before the loop."
+                f"{advice}"
             )
 
 
@@ -88,7 +94,14 @@ def same_type(before: Any, after: Any) -> bool:
 def _same_array_type(before: Any, after: Any) -> bool:
     if before.shape != getattr(after, "shape", ()):
         return False
-    return before.dtype == getattr(after, "dtype", None) or getattr(before, "weak_type", False)
+    if before.dtype == getattr(after, "dtype", None):
+        return True
+    # A weakly typed value becomes what JAX promotes it to together with the other.
+    kind = _WEAK.get(before.dtype.kind) if getattr(before, "weak_type", False) else None
+    return kind is not None and jnp.result_type(kind, after.dtype) == after.dtype
+
+
+_WEAK = {"b": bool, "i": int, "f": float, "c": complex}
 
 
 def shown_type(value: Any) -> str:

@@ -97,12 +97,13 @@ def find_aliases(states: Sequence[Any]) -> tuple[tuple[int, int], ...]:
     ids = [id(state._cell or state) for state in states] if is_live(states) else list(map(id, states))
     if len(set(ids)) == len(ids):
         return ()
-    first: dict[int, int] = {}
+    seen: dict[int, list[int]] = {}
     pairs = []
     for index, identity in enumerate(ids):
-        earlier = first.setdefault(identity, index)
-        if earlier != index and not _is_empty(states[index]):
-            pairs.append((earlier, index))
+        earlier = seen.setdefault(identity, [])
+        if earlier and not _is_empty(states[index]):
+            pairs.extend((other, index) for other in earlier)
+        earlier.append(index)
     return tuple(pairs)
 
 

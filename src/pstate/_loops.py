@@ -5,7 +5,6 @@ what is written into the slices is stacked. Everything else is the same in all s
 """
 
 import dataclasses
-import functools as ft
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -15,11 +14,11 @@ import jax.tree_util as jtu
 
 from ._body import body_of
 from ._call import Call
-from ._carry import CARRY, new_leaves, refuse_live, refuse_write
+from ._carry import CARRY, data_of, new_leaves, refuse_live
 from ._control_flow import ControlFlow, FlowBody, codes_of
 from ._held import held_states, refuse_changed_states
 from ._leaves import operand_mask
-from ._progress import Bar, Progress, counter, progress_options
+from ._progress import Bar, BarOptions, Progress, counter, progress_options
 from ._returned import NEXT, arrays_of
 from ._run import Run, run_body
 from ._signature import ARGS, FN
@@ -36,7 +35,11 @@ class _Options:
     length: int | None
     reverse: bool
     unroll: int | bool
-    progress: tuple[tuple[str, Any], ...] | None
+    progress: BarOptions | None
+    unroll_type: type = dataclasses.field(init=False)  # 1 and True are equal, and differ
+
+    def __post_init__(self):
+        object.__setattr__(self, "unroll_type", type(self.unroll))
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,7 +78,8 @@ class _Running:
         self.length = _length(self)
         self.bar = None
         if self.options.progress is not None and self.length:
-            self.bar = Bar(self.length, dict(self.options.progress))
+            ordered = type(self.options.unroll) is int and self.options.unroll == 1
+            self.bar = Bar(self.length, self.options.progress, ordered)
         self.found: _Found | None = None
 
     def _roles(self) -> tuple[list[int], list[int]]:
@@ -121,8 +125,8 @@ class _Running:
         if self.bar is not None:
             n = self.length - 1
             self.bar.step(n - count if self.options.reverse else count)
-        refuse = ft.partial(refuse_write, self.body) if self.options.has_carry else None
-        run = run_body(self.body.signature.treedef, own, self.body.recording(own, refuse=refuse))
+        data = data_of(self.body) if self.options.has_carry else None
+        run = run_body(self.body.signature.treedef, own, self.body.recording(own, data=data))
         refuse_changed_states(self.body, self.held, run, self.leaves)
         carry, y = self._carry_and_y(run.out)
         y_leaves, y_treedef = jtu.tree_flatten(y)
@@ -136,14 +140,11 @@ class _Running:
             frozenset(run.writes),
             [(i, jtu.tree_structure(value)) for i, value in stacked.items()],
             run.reads,
-            tuple(e for e in run.echoed if not self._is_data(e[0])),
+            run.echoed,
         )
         newest = [jtu.tree_leaves(value) for value in self.held.newest(run, own)]
         arrays = [leaf for leaf, is_one in zip(y_leaves, is_array, strict=True) if is_one]
         return (newest, carry), (arrays, [jtu.tree_leaves(value) for value in stacked.values()])
-
-    def _is_data(self, index: int) -> bool:
-        return self.options.has_carry and self.body.signature.argument_of_slot[index] == CARRY
 
     def _carry_and_y(self, out: Any) -> tuple[list[Any], Any]:
         if not self.options.has_carry:
@@ -222,10 +223,12 @@ class _Scan(ControlFlow):
         (fn,) = codes_of(self.fun)
         return f"ps.scan({fn})" if self.options.has_carry else f"ps.for_loop({fn})"
 
-    def _shown(self, call: Call) -> str:
+    def _shown(self, call: Call, index: int) -> str:
         (fn,) = codes_of(self.fun)
         if self.options.has_carry:
-            return f"ps.scan({', '.join([fn, 'init', 'xs', *self._options()])})"
+            in_xs = call.signature.argument_of_slot[index] == (ARGS, 1)
+            xs = call.signature.root(index, call.names) if in_xs else "xs"
+            return f"ps.scan({', '.join([fn, 'init', xs, *self._options()])})"
         return f"ps.for_loop({', '.join([fn, *shown_arguments(call), *self._options()])})"
 
     def _options(self) -> list[str]:

@@ -184,7 +184,11 @@ class StatefulMapping(Compiled):
             if self.options.on_devices:
                 # Not left to JAX: one device would fail and the others wait for it.
                 call.refuse_deleted(self._code)
-            arrays, meta = Compiled._entry(self, call).run(operands)
+            try:
+                arrays, meta = Compiled._entry(self, call).run(operands)
+            except (RuntimeError, ValueError):
+                call.refuse_deleted(self._code)
+                raise
         else:
             arrays, meta = StatefulMapping._program(self, call)(*operands)
         return _finish(self, call, arrays, meta, threaded)
@@ -197,8 +201,11 @@ class StatefulMapping(Compiled):
         return body_of(call, code_of(self), Program, self.options, first_is_tree=first_is_tree)
 
     def _make_entry(self, program: Program) -> Any:
-        entry = DeviceEntry if self.options.on_devices else Entry
-        return entry(program, self.options.name or self.__name__)
+        name = self.options.name or self.__name__
+        if self.options.on_devices:
+            return DeviceEntry(program, name)
+        advice = "Pass the tree that holds the state as an argument and broadcast it: in_axes=(None, 0)."
+        return Entry(program, name, advice)
 
     # Looking ------------------------------------------------------------------------------------
 
@@ -267,7 +274,7 @@ class Lane(Transform):
         assert isinstance(self.fun, StatefulMapping)
         return self.fun
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         out, _ = self._apply(self._call(args, kwargs))
         return out
 

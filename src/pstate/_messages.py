@@ -48,6 +48,8 @@ def _original_message(state: Any) -> str:
         for index, frozen in enumerate(recording.frozen):
             if frozen is not state:
                 continue
+            if recording.data is not None:
+                return recording.data(index) or ""
             place = recording.place_of(index)
             start = (
                 f"`{place}` ({type(state).__name__}) was written on the original, which "

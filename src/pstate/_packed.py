@@ -25,17 +25,9 @@ T = TypeVar("T")
 
 
 class Form:
-    """The structure of a packed tree.
-
-    Where a call collects states it stands for all states of the tree, which are frozen; `placeholders`
-    are those states without values.
-    """
+    """The structure of a packed tree. `placeholders` are its states without values."""
 
     __slots__ = ("_hash", "placeholders", "treedef")
-
-    _cell = None
-    _child = None
-    _tag = ()
 
     def __init__(self, treedef: Any):
         self.treedef = treedef
@@ -59,9 +51,16 @@ def _form_of(treedef: Any) -> Form:
 
 
 class Packed(Generic[T]):
-    """A tree that is kept flat between calls; what `pack` returns."""
+    """A tree that is kept flat between calls; what `pack` returns.
+
+    Where a call collects states it stands for all states of the tree, which are frozen.
+    """
 
     __slots__ = ("_statics", "form", "leaves")
+
+    _cell = None
+    _child = ()
+    _tag = ()
 
     form: Form
     leaves: tuple[Any, ...]
@@ -116,7 +115,7 @@ _set_statics = Packed.__dict__["_statics"].__set__
 
 def _flatten(packed: Packed[Any]) -> tuple[tuple[Any, ...], Form]:
     if local.collected is not None:
-        local.collected.append(packed.form)
+        local.collected.append(packed)
         local.collected.has_packed = True
     return packed.leaves, packed.form
 
@@ -127,7 +126,7 @@ def _flatten_with_keys(packed: Packed[Any]) -> Any:
 
 
 def _unflatten(form: Form, leaves: Iterable[Any]) -> Any:
-    if local.rebuild is not None:
+    if local.rebuild is not None and not local.keep_packed:
         # A call is put together for the function to run on, or for its structure to be looked at.
         return form.treedef.unflatten(leaves)
     return Packed(form, tuple(leaves))
@@ -141,7 +140,8 @@ def pack(tree: T) -> Packed[T]:
 
     What comes back stands for the tree wherever a carrier does: `pstate.pure`, `jit`, mappings and JAX's
     own transforms take it and give it back packed, and the functions that they run get the tree itself.
-    Calling a compiled function then costs hardly more than its arrays do.
+    Calling a compiled function then costs hardly more than its arrays do. Inside a transform it is the
+    tree: `jit(pure(f))` gives back the tree, and `pure(jit(f))` a packed one.
 
     **Arguments:**
 
@@ -183,12 +183,12 @@ def pack(tree: T) -> Packed[T]:
 
 def n_states(collected: Any) -> int:
     """How many states a thing stands for among the states of a call."""
-    return len(collected.placeholders) if type(collected) is Form else 1
+    return len(collected.form.placeholders) if type(collected) is Packed else 1
 
 
 def spread(collected: Iterable[Any]) -> list[Any]:
     """The states of a call, with those of packed trees one by one."""
-    return [s for x in collected for s in (x.placeholders if type(x) is Form else (x,))]
+    return [s for x in collected for s in (x.form.placeholders if type(x) is Packed else (x,))]
 
 
 def unpacked(tree: Any) -> Any:

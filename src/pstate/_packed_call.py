@@ -27,22 +27,20 @@ class PackedProgram:
     entry: Any
     signature: Signature
     general: bool
-    plans: dict[int, "_Plan | None"] = dataclasses.field(default_factory=dict)
+    _plans: "dict[int, _Plan | None]" = dataclasses.field(default_factory=dict)
 
-    def run(self, packed: Packed[Any], rest: Sequence[Any]) -> tuple[Any, Packed[Any]] | None:
-        """The output and the tree; `None` where the call must go the usual way."""
+    def operands(self, packed: Packed[Any], rest: Sequence[Any]) -> list[Any]:
+        """The operands of the compiled call."""
         kinds, _ = packed.statics
-        leaves = packed.leaves
-        operands = [*(kinds.operands(leaves) if kinds.statics else leaves), *rest]
-        arrays, note = self.entry.jitted(*operands)
+        return [*(kinds.operands(packed.leaves) if kinds.statics else packed.leaves), *rest]
+
+    def plan(self, note: Note, packed: Packed[Any]) -> "_Plan | None":
+        """How the results of the compiled call are put together; `None` where not in this way."""
         try:
-            plan = self.plans[id(note)]
+            return self._plans[id(note)]
         except KeyError:
-            plan = self.plans[id(note)] = _plan(note, self.signature, len(leaves))
-        if plan is None:
-            return None
-        out = arrays[0] if plan.single else note.result(arrays, operands)[0]
-        return out, Packed(packed.form, plan.pick((*leaves, *arrays)), packed._statics)
+            made = self._plans[id(note)] = _plan(note, self.signature, len(packed.leaves))
+            return made
 
 
 @dataclasses.dataclass(eq=False)
@@ -52,6 +50,14 @@ class _Plan:
     note: Note
     single: bool
     pick: Callable[[Sequence[Any]], tuple[Any, ...]]
+
+    def result(
+        self, packed: Packed[Any], arrays: Sequence[Any], operands: Sequence[Any]
+    ) -> tuple[Any, Packed[Any]]:
+        """The output and the tree."""
+        out = arrays[0] if self.single else self.note.result(arrays, operands)[0]
+        leaves = self.pick((*packed.leaves, *arrays))
+        return out, Packed(packed.form, leaves, packed._statics)
 
 
 def _plan(note: Note, signature: Signature, n: int) -> _Plan | None:

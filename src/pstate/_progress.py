@@ -25,35 +25,60 @@ MAX_CALLS = 100
 Progress = bool | str | Mapping[str, Any] | None
 
 
-class Bar:
-    """The bar of one loop of `total` steps."""
+class BarOptions:
+    """The options of a bar, told apart by how they look: they change nothing of what is computed."""
 
-    def __init__(self, total: int, options: Mapping[str, Any]):
+    __slots__ = ("given",)
+
+    def __init__(self, given: Mapping[str, Any]):
+        self.given = dict(given)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BarOptions) and repr(other.given) == repr(self.given)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.given))
+
+
+class Bar:
+    """The bar of one loop of `total` steps. An unrolled loop calls the host in any order."""
+
+    def __init__(self, total: int, options: BarOptions, ordered: bool):
         self._total = total
-        self._options = options
+        self._options = options.given
+        # The first and the last step call besides.
+        self._every = 1 if total <= MAX_CALLS else -(-total // (MAX_CALLS - 2))
+        self._ordered = ordered
+        self._seen: set[int] = set()
         self._bar: Any = None
         self._lock = threading.Lock()
 
     def step(self, i: Any) -> None:
         """What the loop does in step `i`, a traced integer."""
-        every = -(-self._total // MAX_CALLS)
-        due = ((i + 1) % every == 0) | (i == 0) | (i + 1 == self._total)
+        due = ((i + 1) % self._every == 0) | (i == 0) | (i + 1 == self._total)
         jax.lax.cond(due, lambda i: jax.debug.callback(self._show, i), lambda i: None, i)
 
     def _show(self, i: Any) -> None:
         done = int(i) + 1
         with self._lock:
-            if done == 1 and self._bar is not None:  # the run before was interrupted
+            again = done == 1 if self._ordered else done in self._seen
+            if again and self._bar is not None:  # the run before was interrupted
                 self._close()
             if self._bar is None:
                 self._bar = _make(self._total, self._options)
+            self._seen.add(done)
             if done > self._bar.n:
                 self._bar.update(done - self._bar.n)
-            if done == self._total:
+            if done == self._total if self._ordered else self._is_complete():
                 self._close()
+
+    def _is_complete(self) -> bool:
+        total, every = self._total, self._every
+        return self._seen >= {1, total, *range(every, total, every)}
 
     def _close(self) -> None:
         bar, self._bar = self._bar, None
+        self._seen.clear()
         bar.close()
 
 
@@ -62,7 +87,7 @@ def _make(total: int, options: Mapping[str, Any]) -> Any:
     return _tqdm(total=total, **options)
 
 
-def progress_options(progress: Progress) -> tuple[tuple[str, Any], ...] | None:
+def progress_options(progress: Progress) -> BarOptions | None:
     """What the user asked for, as options of tqdm; `None` for no bar.
 
     **Raises:** `ImportError` where tqdm is not installed; `TypeError` for what is no such option.
@@ -72,11 +97,11 @@ def progress_options(progress: Progress) -> tuple[tuple[str, Any], ...] | None:
     if _tqdm is None:
         raise ImportError("progress= draws its bar with tqdm: pip install tqdm, or leave progress out.")
     if progress is True:
-        return ()
+        return BarOptions({})
     if isinstance(progress, str):
-        return (("desc", progress),)
+        return BarOptions({"desc": progress})
     if isinstance(progress, Mapping):
-        return tuple(progress.items())
+        return BarOptions(progress)
     raise TypeError(
         f"progress is True, a description, or a dict of tqdm's options; got {progress!r}. Write "
         'progress="training".'

@@ -5,7 +5,7 @@ the transform itself on the leaves of the call, without making anything live in 
 """
 
 import functools as ft
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +29,7 @@ class Pure(Transform):
     argnums: int | tuple[int, ...] | None = eqx.field(static=True)
     writes: Filter = eqx.field(static=True)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         # Methods are called through their classes: Equinox makes a bound method a module, in 20 us.
         inner, argnums = self.fun, self.argnums
         if isinstance(inner, Transform):
@@ -41,7 +41,7 @@ class Pure(Transform):
         else:
             call = Call(inner, args, kwargs)
         carriers = Pure._carriers(self, call)
-        guard = _Contract(call, carriers, self.writes)
+        call.contract = guard = _Contract(call, carriers, self.writes)
         if isinstance(inner, Transform):
             out, writes = type(inner)._apply(inner, call, threaded=True)
             guard.check_all(writes)
@@ -64,7 +64,11 @@ class Pure(Transform):
             frozen=call.states,
             title=self._code(),
         )
-        run = run_body(call.treedef, call.leaves, recording)
+        try:
+            run = run_body(call.treedef, call.leaves, recording)
+        except (RuntimeError, ValueError):
+            call.refuse_deleted(lambda: Pure._code(self))
+            raise
         refuse_echo(call, run.echoed, lambda index: call.code(code_of(self.fun), index))
         return run.out, run.writes
 
@@ -109,10 +113,14 @@ class _Contract:
         self._carriers = carriers
         self._writes = writes
 
-    def check_all(self, writes: Writes) -> None:
+    @property
+    def arguments(self) -> set[tuple[int, int | None]]:
+        """The arguments that are given back."""
+        return {(FN, None) if c is None else (ARGS, c) for c in self._carriers}
+
+    def check_all(self, writes: Collection[int]) -> None:
         """Raise if one of these states may not be written."""
-        call = self._call
-        given = {(FN, None) if c is None else (ARGS, c) for c in self._carriers}
+        call, given = self._call, self.arguments
         simple = self._writes is ... and not call.aliases
         if simple and call.signature.arguments_with_states <= given:
             return

@@ -99,6 +99,9 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
     def __enter__(self) -> T:
         tree, root = self._tree, root_name(self._tree)
         leaves, treedef, states = collect(tree)
+        if states.has_packed:
+            tree = unflatten_frozen(treedef, leaves)
+            leaves, treedef, states = collect(tree)
 
         def layout() -> Layout:
             return layout_of(treedef)
@@ -153,7 +156,7 @@ def freeze(live: PyTree) -> PyTree:
             a is b for a, b in zip(leaves, original_leaves, strict=True)
         ):
             return original
-    return unflatten_frozen(treedef, leaves)
+    return unflatten_frozen(treedef, leaves, keep_packed=True)
 
 
 def _original(states: list[State]) -> Any:

@@ -55,6 +55,8 @@ def run_body(
     writes = {cell.index: cell.value for cell in cells if cell.written}
     reads = frozenset(cell.index for cell in cells if cell.read)
     _, _, states = collect(out)
+    if states.has_packed:  # they are frozen, and stand at no place by themselves
+        states = [state for state in states if isinstance(state, State)]
     if not states:
         return Run(out, writes, reads, (), None)
     return Run(freeze(out), writes, reads, _echoed(out, states, recording), _aliased(out, states))

@@ -124,8 +124,12 @@ class Signature:
         root: Any
         if group == FN:
             carrier = self._carrier(key_path)[0]
+            filled = names.filled[which or 0]
             if isinstance(carrier, Partial):
-                return _place_in_partial(names.filled[which or 0], within)
+                return _place_in_partial(filled, within)
+            inside = key_path[2 if self._several else 1 :]
+            if filled and _is_argument_of_partial(inside):  # of a partial that is no carrier
+                return _place_in_partial(filled, inside)
             root = root_name(carrier) if carrier is not None else "function"
         elif group == KWARGS:
             root = which
@@ -139,6 +143,10 @@ class Signature:
 
     def _carrier(self, key_path: Sequence[Any]) -> tuple[Any, int]:
         return self._carriers[key_path[1].idx if self._several else 0]
+
+
+def _is_argument_of_partial(within: Sequence[Any]) -> bool:
+    return len(within) > 1 and getattr(within[0], "name", None) in ("args", "keywords")
 
 
 def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:

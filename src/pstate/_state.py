@@ -104,7 +104,9 @@ class State(Generic[V]):
                 watch_read(self, value)
             value = copy(value)
         else:
-            if local.watch is not None and not cell.written:
+            watch = local.watch
+            # A live state from outside the compiled body is captured, whoever wrote it last.
+            if watch is not None and not (cell.written and cell.recording.watch is watch):
                 watch_read(self, cell.get())
             value = cell.hand_out()
         if value is None:
@@ -351,7 +353,16 @@ def thaw(treedef: Any, leaves: Iterable[Any], recording: Recording) -> Any:
     def live(cls: type, tag: tuple[str, ...], child: Any) -> Any:
         return _live(cls, recording, tuple(tag), child)
 
-    with _rebuilding(live):
+    def live_but_for_data(cls: type, tag: tuple[str, ...], child: Any) -> Any:
+        assert recording.data is not None
+        is_data = recording.data(len(recording.cells)) is not None
+        state = _live(cls, recording, tuple(tag), child)
+        if is_data:
+            state = make_frozen(cls, tuple(tag), child)
+        recording.frozen = (*recording.frozen, state if is_data else None)
+        return state
+
+    with _rebuilding(live if recording.data is None else live_but_for_data):
         return treedef.unflatten(leaves)
 
 
@@ -359,10 +370,17 @@ def _rebuild_frozen(cls: type, tag: tuple[str, ...], child: Any) -> Any:
     return make_frozen(cls, tuple(tag), child)
 
 
-def unflatten_frozen(treedef: Any, leaves: Iterable[Any]) -> Any:
-    """Build a tree whose states are frozen, whatever tree the structure came from."""
-    with _rebuilding(_rebuild_frozen):
-        return treedef.unflatten(leaves)
+def unflatten_frozen(treedef: Any, leaves: Iterable[Any], keep_packed: bool = False) -> Any:
+    """Build a tree whose states are frozen, whatever tree the structure came from.
+
+    Packed trees in it become trees, or stay packed.
+    """
+    outer, local.keep_packed = local.keep_packed, keep_packed
+    try:
+        with _rebuilding(_rebuild_frozen):
+            return treedef.unflatten(leaves)
+    finally:
+        local.keep_packed = outer
 
 
 class catch_new_states:  # noqa: N801 (used like a function)

@@ -16,9 +16,9 @@ class Statement(Transform):
 
     def _line(self, call: Call, index: int) -> str:
         root = call.signature.root(index, call.names)
-        return f"out, {root} = ps.pure(lambda {root}: {self._shown(call)})({root})"
+        return f"out, {root} = ps.pure(lambda {root}: {self._shown(call, index)})({root})"
 
-    def _shown(self, call: Call) -> str:
+    def _shown(self, call: Call, index: int) -> str:
         """The statement as code."""
         start = self._code().partition("(")[0]
         arguments = [callable_code(self.fun), *shown_arguments(call), *self._options()]

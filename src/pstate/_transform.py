@@ -21,7 +21,7 @@ class Transform(eqx.Module, Wrapper):
 
     fun: Callable[..., Any]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
         call = kind._call(self, args, kwargs)
         out, writes = kind._apply(self, call)

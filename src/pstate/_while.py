@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 from ._body import body_of
 from ._call import Call
 from ._callable import Several
-from ._carry import CARRY, new_leaves, refuse_live, refuse_write
+from ._carry import data_of, new_leaves, refuse_live
 from ._cell import Cell
 from ._control_flow import ControlFlow, FlowBody, codes_of
 from ._errors import FrozenStateError
@@ -66,15 +66,13 @@ class _Running:
         return Run(tree[ARGS][0], writes, self.reads, self.echoed, None)
 
     def _condition(self, loop: Any) -> Any:
-        run = self._one(_CONDITION, loop, ft.partial(_refuse_any, self.body))
-        return run.out
+        return self._one(_CONDITION, loop, ft.partial(_refuse_any, self.body)).out
 
     def _step(self, loop: Any) -> Any:
-        run = self._one(_BODY, loop, ft.partial(refuse_write, self.body))
+        run = self._one(_BODY, loop)
         refuse_changed_states(self.body, self.held, run, self.leaves)
-        argument_of_slot = self.body.signature.argument_of_slot
         self.writes |= {self.held.representative[i] for i in run.writes}
-        self.echoed = tuple(e for e in run.echoed if argument_of_slot[e[0]] != CARRY)
+        self.echoed = run.echoed
         newest = [jtu.tree_leaves(value) for value in self.held.newest(run, self._own(loop))]
         return newest, new_leaves(self.body, self.leaves, self.carried, run.out)
 
@@ -84,9 +82,9 @@ class _Running:
         self.held.put(own, self.slots, values)
         return own
 
-    def _one(self, which: int, loop: Any, refuse: Callable[[Cell], None]) -> Run:
+    def _one(self, which: int, loop: Any, refuse: Callable[[Cell], None] | None = None) -> Run:
         body, own = self.body, self._own(loop)
-        recording = body.recording(own, body.aliases_within(which), refuse)
+        recording = body.recording(own, body.aliases_within(which), refuse, data_of(body))
         call = lambda fn, args, kwargs: fn.callables[which](*args)
         run = run_body(body.signature.treedef, own, recording, call)
         self.reads |= {self.held.representative.get(i, i) for i in run.reads}
@@ -128,7 +126,7 @@ class _WhileLoop(ControlFlow):
     def _code(self) -> str:
         return f"ps.while_loop({', '.join(codes_of(self.fun))})"
 
-    def _shown(self, call: Call) -> str:
+    def _shown(self, call: Call, index: int) -> str:
         return f"ps.while_loop({', '.join([*codes_of(self.fun), 'init_val'])})"
 
 

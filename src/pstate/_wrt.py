@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 from ._call import Call
 from ._callable import carrier_of, restore
 from ._leaves import operand_mask
+from ._options import as_code
 from ._paths import to_path
 from ._signature import ARGS, FN, bare
 from ._state import unflatten_frozen
@@ -55,7 +56,7 @@ class Trees:
         leaves: list[Any] = [None] * self.treedef.num_leaves
         for i, value in zip(self.leaves, chosen, strict=True):
             leaves[i] = value
-        fn, args, _ = unflatten_frozen(self.treedef, leaves)
+        fn, args, _ = unflatten_frozen(self.treedef, leaves, keep_packed=True)
         return tuple(restore(carrier_of(fn)) if a is None else bare(args[a]) for a in self.arguments)
 
 
@@ -93,12 +94,19 @@ class Wrt:
             if not jnp.issubdtype(leaves[i].dtype, jnp.inexact):
                 slot = call.signature.layout.slot_of_leaf[i]
                 kind = f" ({slot.kind.__name__})" if slot else ""
-                place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
+                signature = call.signature
+                key_path = signature.layout.key_path_of_leaf[i]
+                place = signature.place(key_path, call.names)
+                path = signature.path(slot.index) if slot else to_path(signature.within(key_path))
+                advice = (
+                    f"Leave it out: wrt={as_code(options.wrt)} & ~ps.filter.PathContains({path[-1]!r})."
+                    if path
+                    else "Differentiate another argument: argnums=1, say."
+                )
                 raise TypeError(
                     f"`{place}`{kind} was selected by wrt={to_predicate(options.wrt)!r} and holds "
                     f"{_shown(leaves[i])}, of which there is no derivative; floating-point arrays have "
-                    "one. Leave it out: "
-                    f"wrt=ps.filter.Trainable & ~ps.filter.PathContains({_last_name(place)!r})."
+                    f"one. {advice}"
                 )
 
     def _there(self, leaves: Sequence[Any]) -> str:
@@ -141,10 +149,6 @@ def _shown(array: Any) -> str:
     return f"{short_dtype(array.dtype)}[{','.join(map(str, array.shape))}]"
 
 
-def _last_name(place: str) -> str:
-    return place.rpartition(".")[2].partition("[")[0]
-
-
 def _arguments(options: Options, call: Call) -> tuple[int | None, ...]:
     argnums, n = options.argnums, len(call.args)
     if argnums is None:
@@ -152,6 +156,15 @@ def _arguments(options: Options, call: Call) -> tuple[int | None, ...]:
             return (None,)
         argnums = 0
     numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if not numbers:
+        raise ValueError(
+            f"{options.code} has no argument to differentiate. Name one, as the caller counts them: "
+            "argnums=0."
+        )
+    if len({number % max(n, 1) for number in numbers}) < len(numbers):
+        raise ValueError(
+            f"{options.code} names an argument twice. Write argnums={tuple(dict.fromkeys(numbers))}."
+        )
     for number in numbers:
         if not -n <= number < n:
             raise ValueError(

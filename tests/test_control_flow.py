@@ -789,7 +789,8 @@ def test_without_states_as_in_jax(call):
     weak = lambda tree: [getattr(x, "weak_type", False) for x in jax.tree.leaves(tree)]
     assert weak(call(ps)) == weak(expected)
     same(jax.jit(lambda: call(ps))(), expected)
-    assert program(lambda: call(ps)) == program(lambda: call(jax.lax))
+    if jax.__version_info__ >= (0, 7):  # before, JAX converts a predicate by an equation of its own
+        assert program(lambda: call(ps)) == program(lambda: call(jax.lax))
 
 
 @pytest.mark.parametrize(

@@ -1060,3 +1060,24 @@ def test_an_echo():
     np.testing.assert_array_equal(out.value, np.zeros(3))
     same, _ = ps.jit(lambda state: (state, 1))(state := zeros())
     assert same.value is state.value
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+
+class HolderModule(eqx.Module):
+    value: jax.Array
+
+
+@pytest.mark.parametrize("transform", [ps.jit, ps.vmap2, ps.checkpoint])
+def test_an_output_that_is_no_pytree_and_holds_a_tracer(transform):
+    """It would leak the tracer: refused with its place; as a module it can be returned."""
+    no_pytree = "which is no pytree, and holds a tracer"
+    with pytest.raises(TypeError, match=rf"`out\['h'\]` is a Holder, {no_pytree}"):
+        transform(lambda x: {"h": Holder(2 * x)})(jnp.ones(3))
+    with pytest.raises(TypeError, match=f"`out` is a function, {no_pytree}"):
+        transform(lambda x: lambda: x)(jnp.ones(3))
+    out = transform(lambda x: {"h": HolderModule(2 * x)})(jnp.ones(3))
+    np.testing.assert_array_equal(out["h"].value, np.full(3, 2.0))

@@ -8,6 +8,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,7 +53,7 @@ class ControlFlow(Statement, Compiled):
             # As in JAX, numbers are arrays. Those inside modules are configuration, here as anywhere.
             is_array = arrays_of(args, call.leaves[n:])
             call.leaves[n:] = [
-                jnp.asarray(x) if is_one and isinstance(x, _CONVERTED) else x
+                _converted(x) if is_one and isinstance(x, _CONVERTED) else x
                 for x, is_one in zip(call.leaves[n:], is_array, strict=True)
             ]
         return call
@@ -74,6 +75,13 @@ class ControlFlow(Statement, Compiled):
     def _make_entry(self, program: Any) -> Entry:
         name = self._code().removeprefix("ps.").partition("(")[0]
         return Entry(program, name, "Bind the function to the tree that holds it: ft.partial(f, tree).")
+
+
+def _converted(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        # NumPy's still, since under a trace JAX would copy it in an equation of its own.
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return jnp.asarray(leaf)
 
 
 def codes_of(fn: Any) -> Sequence[str]:

@@ -18,7 +18,7 @@ from ._errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
 from ._layout import Slot
 from ._messages import kind_code, warn
 from ._paths import Path, to_path, to_place
-from ._returned import NEXT, arrays_of
+from ._returned import NEXT, arrays_of, refuse_tracers
 from ._run import Run
 from ._state import NonBatchState, State, is_state
 
@@ -166,6 +166,7 @@ class Outputs:
             else:
                 candidates.append(_by_out_axes(item, next(axes), place))
         is_array = arrays_of(out, leaves)
+        refuse_tracers(out, leaves, is_array)
         leaves = [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)]
         leaving = [c for c, leaf in zip(candidates, leaves, strict=True) if leaf is NEXT]
         return leaving, leaves, treedef

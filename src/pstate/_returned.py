@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
+import jax
+import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._layout import LEAF
 from ._leaves import operand_mask
+from ._paths import to_place
 from ._run import Run, Writes
 
 
@@ -78,20 +81,44 @@ def taken_apart(run: Run, operands: Sequence[Any] = ()) -> tuple[list[Any], Note
     What is one of the `operands`, the very same object, does not come back as an array.
     """
     leaves, treedef = jtu.tree_flatten(run.out)
+    is_array = arrays_of(run.out, leaves)
+    refuse_tracers(run.out, leaves, is_array)
     came_in = {id(operand): Operand(i) for i, operand in enumerate(operands)}
     arrays: list[Any] = []
     out_leaves: list[Any] = []
-    for leaf, is_array in zip(leaves, arrays_of(run.out, leaves), strict=True):
-        same = came_in.get(id(leaf)) if is_array else None
-        if is_array and same is None:
+    for leaf, is_one in zip(leaves, is_array, strict=True):
+        same = came_in.get(id(leaf)) if is_one else None
+        if is_one and same is None:
             arrays.append(leaf)
-        out_leaves.append(leaf if not is_array else same or NEXT)
+        out_leaves.append(leaf if not is_one else same or NEXT)
     notes = []
     for index, value in sorted(run.writes.items()):
         new, structure = jtu.tree_flatten(value)
         arrays += new
         notes.append(write_note(index, structure, len(new)))
     return arrays, Note(treedef, out_leaves, notes, run.echoed, run.reads)
+
+
+def refuse_tracers(out: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> None:
+    """Raise where an output holds a tracer inside something that JAX cannot look into."""
+    for i, (leaf, is_one) in enumerate(zip(leaves, is_array, strict=True)):
+        if not is_one and any(isinstance(x, jax.core.Tracer) for x in _held_by(leaf)):
+            key_path = jtu.tree_flatten_with_path(out)[0][i][0]
+            raise TypeError(
+                f"`{to_place('out', key_path)}` is a {type(leaf).__name__}, which is no pytree, and "
+                "holds a tracer that would leak. Return arrays, or make it a pytree: class "
+                f"{type(leaf).__name__}(eqx.Module): ..."
+            )
+
+
+def _held_by(leaf: Any) -> list[Any]:
+    held = list(getattr(leaf, "__dict__", {}).values())
+    for cell in getattr(leaf, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # the name is not bound yet
+            continue
+    return held
 
 
 def arrays_of(out: Any, leaves: Sequence[Any]) -> list[bool]:

@@ -72,9 +72,11 @@ class _JitEntry:
         try:
             return look()
         except Captured as captured:
-            raise CapturedStateError(
-                captured_message(self.program.described.fn, captured.shown)
-            ) from None
+            raise self.error(captured) from None
+
+    def error(self, captured: Captured) -> CapturedStateError:
+        """What to raise where the body read a captured state."""
+        return CapturedStateError(captured_message(self.program.described.fn, captured.shown))
 
     def _donates(
         self, arrays: Sequence[Any], kept: frozenset[Argument]
@@ -129,8 +131,8 @@ class Jit(Compiled):
         call.check_writes([index for index, _, _ in note.writes], lambda i: self._line(call, i))
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fun = self.fun
-        donates = self.donate is not None or self.donate_argnums
+        fields = vars(self)  # each access to a field of a module takes a microsecond or two
+        fun, donates = fields["fun"], fields["donate"] is not None or fields["donate_argnums"]
         if type(fun) is not types.FunctionType or donates or not is_eager() or jit_is_disabled():
             return None
         packed = args[0]
@@ -151,8 +153,11 @@ class Jit(Compiled):
         if program.general:
             return None
         operands = program.operands(packed, rest)
+        entry = program.entry
         try:
-            arrays, note = program.entry.run(operands)
+            arrays, note = entry.jitted(*operands)
+        except Captured as captured:
+            raise entry.error(captured) from None
         except (RuntimeError, ValueError):
             Jit._call(self, args, kwargs).refuse_deleted(self._code)
             raise

@@ -2,6 +2,7 @@
 
 from . import filter as filter, nn as nn
 from ._branches import cond as cond, switch as switch
+from ._catch import catch_new_states as catch_new_states
 from ._checkpoint import checkpoint as checkpoint
 from ._diff import diff as diff
 from ._errors import (
@@ -56,7 +57,6 @@ from ._state import (
     ParamState as ParamState,
     ShortTermState as ShortTermState,
     State as State,
-    catch_new_states as catch_new_states,
 )
 from ._summary import summary as summary
 from ._vmap import vmap2 as vmap2

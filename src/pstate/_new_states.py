@@ -11,13 +11,14 @@ import jax
 import jax.tree_util as jtu
 
 from ._axis_spec import Rule, Rules, parse_state_axes
+from ._catch import catch_new_states
 from ._init_states import run_init_states, with_assigned
 from ._mapping import StatefulMapping
 from ._paths import Path, to_path
 from ._pure import pure
 from ._random import RandomState, is_raw_key, is_typed_key
 from ._select import states
-from ._state import NonBatchState, State, catch_new_states, is_state, make_frozen
+from ._state import NonBatchState, State, is_state, make_frozen
 from ._typing import PyTree, StateAxes
 from .filter import Everything, OfType
 

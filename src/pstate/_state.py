@@ -68,7 +68,7 @@ class State(Generic[V]):
     _tag: tuple[str, ...]
 
     def __init__(self, value: V | None = None, *, tag: Tag = ()):
-        tags = _as_tags(tag)
+        tags = as_tags(tag)
         for catcher in local.catchers:
             tags += tuple(t for t in catcher.tags if t not in tags)
         _set_child(self, self._as_value(value, None))
@@ -197,7 +197,8 @@ def _refuse_states_inside(cls: type, value: Any) -> None:
             )
 
 
-def _as_tags(tag: Tag) -> tuple[str, ...]:
+def as_tags(tag: Tag) -> tuple[str, ...]:
+    """The tags as a state keeps them."""
     several = () if tag is None else tag if isinstance(tag, Iterable) else (tag,)
     tags = (tag,) if isinstance(tag, str) else tuple(dict.fromkeys(several))
     if not all(isinstance(t, str) for t in tags):
@@ -381,33 +382,3 @@ def unflatten_frozen(treedef: Any, leaves: Iterable[Any], keep_packed: bool = Fa
             return treedef.unflatten(leaves)
     finally:
         local.keep_packed = outer
-
-
-class catch_new_states:  # noqa: N801 (used like a function)
-    """A context manager that collects the states created inside it.
-
-    **Arguments:**
-
-    - `tag`: a tag, or several, which the states created inside get besides their own.
-
-    !!! example
-
-        >>> import pstate as ps
-        >>> with ps.catch_new_states("fresh") as states:
-        ...     a = ps.State(1.0)
-        >>> states
-        [State(f32[], tag='fresh')]
-        >>> states[0] is a
-        True
-    """
-
-    def __init__(self, tag: Tag | None = None):
-        self.tags = _as_tags(tag)
-        self.states: list[State] = []
-
-    def __enter__(self) -> list[State]:
-        local.catchers = (*local.catchers, self)
-        return self.states
-
-    def __exit__(self, *exc: Any) -> None:
-        local.catchers = tuple(c for c in local.catchers if c is not self)

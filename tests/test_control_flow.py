@@ -19,8 +19,9 @@ import pytest
 
 import pstate as ps
 from laws.programs import program
-from pstate import _cell, _progress
-from pstate._loops import _Options
+from pstate._states.threads import local
+from pstate._transforms import progress as _progress
+from pstate._transforms.loops import _Options
 
 
 XS = jnp.arange(1.0, 4.0)
@@ -1294,10 +1295,10 @@ def test_an_exception_leaves_everything_as_it_was(call, trace):
             call(m)
         return m.add(1.0)
 
-    before = dict(vars(_cell.local))
+    before = dict(vars(local))
     start = eqx.filter(model(), eqx.is_array)
     y, new = trace(run)(start)
-    assert vars(_cell.local) == before
+    assert vars(local) == before
     assert (y, new.total.value, start.total.value) == (12, 6, 0)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pstate as ps
-from pstate._cell import local
+from pstate._states.threads import local
 
 
 scale = 2.0

@@ -1,11 +1,8 @@
 """pstate: state for Equinox models, threaded explicitly."""
 
 from . import filter as filter, nn as nn
-from ._branches import cond as cond, switch as switch
-from ._catch import catch_new_states as catch_new_states
-from ._checkpoint import checkpoint as checkpoint
-from ._diff import diff as diff
-from ._errors import (
+from ._calls.pure import pure as pure
+from ._ground.errors import (
     AliasedStateError as AliasedStateError,
     BatchAxisError as BatchAxisError,
     BatchAxisWarning as BatchAxisWarning,
@@ -21,7 +18,29 @@ from ._errors import (
     UnmatchedFilterWarning as UnmatchedFilterWarning,
     UnmatchedPathWarning as UnmatchedPathWarning,
 )
-from ._grad import (
+from ._looking.diff import diff as diff
+from ._looking.summary import summary as summary
+from ._mapping.mapping import StatefulMapping as StatefulMapping
+from ._mapping.new_states import (
+    pmap2_new_states as pmap2_new_states,
+    vmap2_new_states as vmap2_new_states,
+)
+from ._mapping.pmap import pmap2 as pmap2
+from ._mapping.vmap import vmap2 as vmap2
+from ._states.catching import catch_new_states as catch_new_states
+from ._states.kinds import (
+    BatchState as BatchState,
+    HiddenState as HiddenState,
+    LongTermState as LongTermState,
+    NonBatchState as NonBatchState,
+    ParamState as ParamState,
+    ShortTermState as ShortTermState,
+)
+from ._states.random_state import RandomState as RandomState
+from ._states.state import State as State
+from ._transforms.branches import cond as cond, switch as switch
+from ._transforms.checkpoint import checkpoint as checkpoint
+from ._transforms.grad import (
     grad as grad,
     hessian as hessian,
     jacfwd as jacfwd,
@@ -30,37 +49,16 @@ from ._grad import (
     value_and_grad as value_and_grad,
     vjp as vjp,
 )
-from ._jit import jit as jit
-from ._loops import for_loop as for_loop, scan as scan
-from ._mapping import StatefulMapping as StatefulMapping
-from ._new_states import pmap2_new_states as pmap2_new_states, vmap2_new_states as vmap2_new_states
-from ._packed import Packed as Packed, pack as pack
-from ._pmap import pmap2 as pmap2
-from ._pure import pure as pure
-from ._random import RandomState as RandomState
-from ._record import freeze as freeze, record as record, written as written
-from ._select import (
-    axes as axes,
-    select as select,
-    states as states,
-    update as update,
-)
-from ._serialise import (
+from ._transforms.jit import jit as jit
+from ._transforms.loops import for_loop as for_loop, scan as scan
+from ._transforms.while_loop import while_loop as while_loop
+from ._trees.bulk import axes as axes, select as select, states as states, update as update
+from ._trees.packed import Packed as Packed, pack as pack
+from ._trees.recording import freeze as freeze, record as record, written as written
+from ._trees.saving import (
     deserialise_filter_spec as deserialise_filter_spec,
     serialise_filter_spec as serialise_filter_spec,
 )
-from ._state import (
-    BatchState as BatchState,
-    HiddenState as HiddenState,
-    LongTermState as LongTermState,
-    NonBatchState as NonBatchState,
-    ParamState as ParamState,
-    ShortTermState as ShortTermState,
-    State as State,
-)
-from ._summary import summary as summary
-from ._vmap import vmap2 as vmap2
-from ._while import while_loop as while_loop
 
 
 __version__ = "0.1.0"

@@ -24,9 +24,10 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from ._paths import Path
-from ._state import ParamState, State
-from ._typing import Filter
+from ._ground.paths import Path
+from ._ground.typing import Filter
+from ._states.kinds import ParamState
+from ._states.state import State
 
 
 __all__ = [

@@ -17,7 +17,7 @@ from laws.cases import ticks
 from laws.programs import program
 from laws.test_laws import assert_same
 from laws.transforms import USES, Using, by_hand, stateful
-from pstate._compat import NESTED_PMAP
+from pstate._ground.versions import NESTED_PMAP
 
 
 PAIRS = list(it.product(USES, USES))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from .._random import RandomState
+from .._states.random_state import RandomState
 
 
 class Dropout(eqx.Module):

@@ -19,8 +19,8 @@ from typing import Any
 import equinox as eqx
 import jax.tree_util as jtu
 
-from .._state import BatchState
-from .._value import same
+from .._ground.values import same
+from .._states.kinds import BatchState
 
 
 class EquinoxLayer(eqx.Module):

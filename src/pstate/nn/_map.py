@@ -7,13 +7,13 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from .._axis_spec import Rule, Rules, parse_state_axes
-from .._callable import Method
-from .._mapping import StatefulMapping
-from .._new_states import NewStates, pmap2_new_states, vmap2_new_states
-from .._paths import Path
-from .._select import states
-from .._typing import StateAxes
+from .._calls.callables import Method
+from .._ground.paths import Path
+from .._ground.typing import StateAxes
+from .._mapping.mapping import StatefulMapping
+from .._mapping.new_states import NewStates, pmap2_new_states, vmap2_new_states
+from .._trees.axis_specs import Rule, Rules, parse_state_axes
+from .._trees.bulk import states
 
 
 _BEHAVIORS = ("vmap", "pmap")

@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 
-from .._errors import FrozenStateError
-from .._init_states import assign, run_init_states
-from .._record import freeze, record
-from .._state import State, collect
+from .._ground.errors import FrozenStateError
+from .._states.state import State
+from .._trees.flattening import collect
+from .._trees.initialising import assign, run_init_states
+from .._trees.recording import freeze, record
 
 
 M = TypeVar("M", bound=eqx.Module)

@@ -1,0 +1,45 @@
+"""Options as code, for messages."""
+
+import functools as ft
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._states.messages import kind_code
+from ..filter import All, Any as AnyOf, Not, OfType
+from .naming import name_of
+
+
+def _filter_code(value: Any) -> str:
+    match value:
+        case OfType():
+            return f"OfType({as_code(value.type)})"
+        case AnyOf() | All():
+            return f"{type(value).__name__}({', '.join(map(as_code, value.filters))})"
+        case Not():
+            return f"Not({as_code(value.filter)})"
+        case _:
+            return repr(value)
+
+
+def as_code(value: Any) -> str:
+    """An option as code."""
+    if isinstance(value, dict):
+        inner = (f"{as_code(k)}: {as_code(v)}" for k, v in value.items())
+        return f"{{{', '.join(inner)}}}"
+    if isinstance(value, tuple | list):
+        inner = ", ".join(map(as_code, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if value is ...:
+        return "..."
+    if isinstance(value, type):
+        return kind_code(value)
+    if type(value).__module__ == OfType.__module__:
+        return f"ps.filter.{_filter_code(value)}"
+    if isinstance(value, ft.partial):
+        kwargs = [f"{name}={as_code(v)}" for name, v in value.keywords.items()]
+        return f"ft.partial({', '.join([as_code(value.func), *map(as_code, value.args), *kwargs])})"
+    if callable(value) and hasattr(value, "__name__"):
+        is_jnp = getattr(jnp, value.__name__, None) is value
+        return f"jnp.{value.__name__}" if is_jnp else name_of(value)
+    return repr(value)

@@ -1,0 +1,102 @@
+"""The function of calls of one structure, before any array is seen.
+
+Static leaves are part of the program, so what runs the function is built from the structure of a call
+and its static leaves, and then takes arrays.
+"""
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._states.cell import Cell, Recording
+from .._trees.guard import Guard
+from .call import Call
+from .callables import anchor_of
+from .running import Run, run_body
+from .signature import FN, Described, Signature
+
+
+#: Stands for the anchor among the static leaves of a program, which must not keep it alive.
+ANCHOR = object()
+
+
+def anchor_ref(anchor: Any) -> Callable[[], Any]:
+    """A weak reference, where there can be one."""
+    try:
+        return weakref.ref(anchor)
+    except TypeError:
+        return lambda: anchor
+
+
+@dataclasses.dataclass(eq=False)
+class FlatFunction:
+    """The function of calls of one structure.
+
+    `statics` lists the leaves that are no operands, with their indices.
+    """
+
+    signature: Signature
+    statics: tuple[tuple[int, Any], ...]
+    anchor: Any
+    aliases: tuple[tuple[int, int], ...]
+    described: Described
+
+    def leaves(self, arrays: Sequence[Any]) -> list[Any]:
+        """All leaves of the call, from its operands."""
+        result = list(arrays)
+        for index, leaf in self.statics:
+            result.insert(index, self.anchor() if leaf is ANCHOR else leaf)
+        return result
+
+    def place(self, index: int) -> str:
+        """A slot as code, `counter.layers[0].count`."""
+        signature = self.signature
+        return signature.place(signature.layout.slots[index].key_path, self.described.names)
+
+    def recording(
+        self,
+        leaves: Sequence[Any],
+        aliases: tuple[tuple[int, int], ...] | None = None,
+        refuse: Callable[[Cell], None] | None = None,
+        data: Callable[[int], str | None] | None = None,
+    ) -> Recording:
+        """A recording for one run. Filters and messages see the states as they came in.
+
+        `refuse` raises where a write is not allowed for a reason of the caller's own; `data` is that of
+        the recording.
+        """
+        signature = self.signature
+        guard = Guard(
+            self.place,
+            signature.path,
+            lambda index: signature.layout.slots[index].state(leaves),
+            self.aliases if aliases is None else aliases,
+        )
+
+        def check(cell: Cell) -> None:
+            if refuse is not None:
+                refuse(cell)
+            guard(cell)
+
+        return Recording(self.place, guard=check, title=self.described.fn, data=data)
+
+    def aliases_within(self, which: int) -> tuple[tuple[int, int], ...]:
+        """The aliases that a run of one of several callables can see."""
+        arguments = self.signature.argument_of_slot
+        seen = [group != FN or position == which for group, position in arguments]
+        return tuple((a, b) for a, b in self.aliases if seen[a] and seen[b])
+
+    def run(self, leaves: Sequence[Any]) -> Run:
+        """Run the function on all leaves of a call."""
+        return run_body(self.signature.treedef, leaves, self.recording(leaves))
+
+
+def flat_function_of(call: Call, fn_code: str, cls: type = FlatFunction, *more: Any, first_is_tree: bool = False) -> Any:
+    """A `FlatFunction`, or a subclass of it with `more` fields, for a call."""
+    anchor = anchor_of(call.fn)
+    statics = tuple(
+        (i, ANCHOR if call.leaves[i] is anchor else call.leaves[i]) for i in call.kinds.statics
+    )
+    described = Described(call.names, fn_code, first_is_tree)
+    return cls(call.signature, statics, anchor_ref(anchor), call.aliases, described, *more)

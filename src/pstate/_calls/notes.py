@@ -1,0 +1,148 @@
+"""What a run gives, as arrays and a note.
+
+JAX's transforms return arrays. The *note* says what they are: how the output is put together, and which
+states were written. It is a pytree without leaves, so that it travels through `jax.jit` and its like in
+the structure of the output.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._ground.paths import to_place
+from .._trees.leaves import operand_mask
+from .._trees.slots import LEAF
+from .running import Run, Writes
+
+
+#: Stands for an array among the leaves of an output.
+NEXT = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """Stands for an operand of the call among the leaves of an output."""
+
+    index: int
+
+
+#: A slot; the structure of its written value, `None` where it is one array; and how many arrays it has.
+WriteNote = tuple[int, Any, int]
+
+
+@dataclasses.dataclass(eq=False)
+class Note:
+    """What arrays mean that come out of a transform: first those of the output, then the writes.
+
+    `out_leaves` has `NEXT` for each leaf that is the next array, an `Operand` for one that came in, and
+    the leaf itself where it is static. `writes` lists `(slot, structure, count)`, without a structure
+    where the value is one array.
+    """
+
+    out_treedef: Any
+    out_leaves: list[Any]
+    writes: list[WriteNote]
+    echoed: tuple[tuple[int, str], ...]
+    reads: frozenset[int]
+
+    def result(self, arrays: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, Writes]:
+        """The output and the writes."""
+        supply = iter(arrays)
+
+        def found(leaf: Any) -> Any:
+            if leaf is NEXT:
+                return next(supply)
+            return jnp.asarray(operands[leaf.index]) if type(leaf) is Operand else leaf
+
+        out = self.out_treedef.unflatten([found(leaf) for leaf in self.out_leaves])
+        writes = {
+            index: next(supply)
+            if treedef is None
+            else treedef.unflatten([next(supply) for _ in range(count)])
+            for index, treedef, count in self.writes
+        }
+        return out, writes
+
+
+def write_note(index: int, treedef: Any, count: int) -> WriteNote:
+    """How a written value is put together."""
+    return index, None if treedef == LEAF else treedef, count
+
+
+def taken_apart(run: Run, operands: Sequence[Any] = ()) -> tuple[list[Any], Note]:
+    """The arrays that a run gives, and what they mean.
+
+    What is one of the `operands`, the very same object, does not come back as an array.
+    """
+    leaves, treedef = jtu.tree_flatten(run.out)
+    is_array = arrays_of(run.out, leaves)
+    refuse_tracers(run.out, leaves, is_array)
+    came_in = {id(operand): Operand(i) for i, operand in enumerate(operands)}
+    arrays: list[Any] = []
+    out_leaves: list[Any] = []
+    for leaf, is_one in zip(leaves, is_array, strict=True):
+        same = came_in.get(id(leaf)) if is_one else None
+        if is_one and same is None:
+            arrays.append(leaf)
+        out_leaves.append(leaf if not is_one else same or NEXT)
+    notes = []
+    for index, value in sorted(run.writes.items()):
+        new, structure = jtu.tree_flatten(value)
+        arrays += new
+        notes.append(write_note(index, structure, len(new)))
+    return arrays, Note(treedef, out_leaves, notes, run.echoed, run.reads)
+
+
+def refuse_tracers(out: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> None:
+    """Raise where an output holds a tracer inside something that JAX cannot look into."""
+    for i, (leaf, is_one) in enumerate(zip(leaves, is_array, strict=True)):
+        if not is_one and any(isinstance(x, jax.core.Tracer) for x in _held_by(leaf)):
+            key_path = jtu.tree_flatten_with_path(out)[0][i][0]
+            raise TypeError(
+                f"`{to_place('out', key_path)}` is a {type(leaf).__name__}, which is no pytree, and "
+                "holds a tracer that would leak. Return arrays, or make it a pytree: class "
+                f"{type(leaf).__name__}(eqx.Module): ..."
+            )
+
+
+def _held_by(leaf: Any) -> list[Any]:
+    held = list(getattr(leaf, "__dict__", {}).values())
+    for cell in getattr(leaf, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # the name is not bound yet
+            continue
+    return held
+
+
+def arrays_of(out: Any, leaves: Sequence[Any]) -> list[bool]:
+    """For each leaf of an output whether it comes back as an array.
+
+    Python numbers do, as in JAX, except inside modules, where they are configuration and stay numbers.
+    """
+    mask = list(operand_mask(leaves))
+    numbers = [i for i, leaf in enumerate(leaves) if isinstance(leaf, bool | int | float | complex)]
+    configuration = _inside_modules(out) if numbers else ()
+    for i in numbers:
+        mask[i] = i not in configuration
+    return mask
+
+
+def _inside_modules(out: Any) -> set[int]:
+    indices: set[int] = set()
+    position = 0
+    for item in jtu.tree_leaves(out, is_leaf=lambda x: isinstance(x, eqx.Module)):
+        n = len(jtu.tree_leaves(item))
+        if isinstance(item, eqx.Module):
+            indices |= set(range(position, position + n))
+        position += n
+    return indices
+
+
+jtu.register_pytree_node(Note, lambda note: ((), note), lambda note, _: note)

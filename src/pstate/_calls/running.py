@@ -1,0 +1,88 @@
+"""Running the function of a call with live states, and what that gives."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+
+from .._ground.paths import to_place
+from .._states.cell import Recording
+from .._states.state import State, is_state
+from .._trees.aliases import find_aliases
+from .._trees.flattening import collect, thaw
+from .._trees.recording import freeze
+from .signature import bare
+
+
+#: What a run wrote: the new value of each written state, by slot index.
+Writes = dict[int, Any]
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run of the body gave.
+
+    `out` has frozen states. `writes` and `reads` are by slot index. `echoed` pairs each slot that also
+    stands in the output with its place there, which is an error wherever the slot is threaded.
+    """
+
+    out: Any
+    writes: Writes
+    reads: frozenset[int]
+    echoed: tuple[tuple[int, str], ...]
+    aliased_out: tuple[str, str] | None
+
+
+def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return fn(*map(bare, args), **{name: bare(x) for name, x in kwargs.items()})
+
+
+def run_body(
+    treedef: Any, leaves: Sequence[Any], recording: Recording, call: Callable[..., Any] = _call
+) -> Run:
+    """Run the function of a call on leaves, with live states.
+
+    `call` takes `(fn, args, kwargs)` and calls, in some way, the function. The recording is closed when
+    this returns or raises.
+    """
+    ok = False
+    try:
+        out = call(*thaw(treedef, leaves, recording))
+        ok = True
+    finally:
+        cells = recording.cells
+        recording.close(check=ok)
+    writes = {cell.index: cell.value for cell in cells if cell.written}
+    reads = frozenset(cell.index for cell in cells if cell.read)
+    _, _, states = collect(out)
+    if states.has_packed:  # they are frozen, and stand at no place by themselves
+        states = [state for state in states if isinstance(state, State)]
+    if not states:
+        return Run(out, writes, reads, (), None)
+    return Run(freeze(out), writes, reads, _echoed(out, states, recording), _aliased(out, states))
+
+
+def _echoed(out: Any, states: Sequence[State], recording: Recording) -> tuple[tuple[int, str], ...]:
+    mine = [
+        (i, s._cell.index)
+        for i, s in enumerate(states)
+        if s._cell is not None and s._cell.recording is recording and s._peek() is not None
+    ]
+    if not mine:
+        return ()
+    places = _places_in_output(out)
+    return tuple((index, places[i]) for i, index in mine)
+
+
+def _aliased(out: Any, states: Sequence[State]) -> tuple[str, str] | None:
+    pairs = find_aliases(states)
+    if not pairs:
+        return None
+    places = _places_in_output(out)
+    return places[pairs[0][0]], places[pairs[0][1]]
+
+
+def _places_in_output(out: Any) -> list[str]:
+    items = jtu.tree_flatten_with_path(out, is_leaf=is_state)[0]
+    return [to_place("out", key_path) for key_path, item in items if isinstance(item, State)]

@@ -1,0 +1,165 @@
+"""The static side of a call: what the structure of `(callable, args, kwargs)` says by itself.
+
+A call has three *groups* of leaves: those of the callable, of the positional arguments, and of the
+keyword arguments. A key path of the call leads through the group and the argument to a state or an
+array.
+"""
+
+import dataclasses
+import functools as ft
+import itertools as it
+from collections.abc import Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+
+from .._ground.paths import Path, to_path, to_place
+from .._trees.flattening import unflatten_frozen
+from .._trees.leaves import static_key
+from .._trees.slots import Layout, layout_of, root_name
+from .callables import Partial, Several, carrier_depth, carrier_of
+from .naming import Names
+
+
+#: The groups of a call.
+FN, ARGS, KWARGS = range(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A call as messages speak of it: names of parameters, and code of the transform and call."""
+
+    names: Names
+    fn: str
+    first_is_tree: bool = False
+
+
+class Static:
+    """An argument that is part of the program. A pytree without leaves.
+
+    **Raises:** `TypeError` where the value is unhashable.
+    """
+
+    __slots__ = ("_key", "value")
+
+    def __init__(self, value: Any):
+        self._key = static_key(value)
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and other._key == self._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+jtu.register_pytree_node(Static, lambda static: ((), static), lambda static, _: static)
+
+
+def bare(argument: Any) -> Any:
+    """An argument as the function takes it."""
+    return argument.value if type(argument) is Static else argument
+
+
+class Signature:
+    """The static side of a call: what its structure alone says about arguments and places.
+
+    Two are equal where their structures are, which is seldom asked of two that are not the same object.
+    """
+
+    def __init__(self, treedef: Any):
+        self.treedef = treedef
+        self._hash = hash(treedef)
+        self.layout: Layout = layout_of(treedef)
+        fn, args, kwargs = unflatten_frozen(treedef, range(treedef.num_leaves))
+        several = isinstance(fn, Several)
+        # For each callable its carrier, and how far down its key paths the carrier stands.
+        self._carriers = (
+            [(carrier_of(one), 2 + carrier_depth(one)) for one in fn.callables]
+            if several
+            else [(carrier_of(fn), 1 + carrier_depth(fn))]
+        )
+        self._several = several
+        self.n_args = len(args)
+        self.keywords = tuple(kwargs)
+        self.has_carrier = not several and self._carriers[0][0] is not None
+        #: How many leaves the callable has; they come first.
+        self.n_fn = treedef.children()[FN].num_leaves
+        #: For each positional argument, its first leaf.
+        arguments = treedef.children()[ARGS].children()
+        self.starts = tuple(
+            it.accumulate((argument.num_leaves for argument in arguments), initial=self.n_fn)
+        )
+        #: For each slot, the argument that it stands in: `(group, position or name)`.
+        self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
+        self.arguments_with_states = frozenset(self.argument_of_slot)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Signature) and other.treedef == self.treedef)
+
+    def argument(self, key_path: Sequence[Any]) -> tuple[int, Any]:
+        """Which argument a key path of the call leads into: `(group, position or name)`.
+
+        Several callables count as arguments of their group.
+        """
+        group = key_path[0].idx
+        single = group == FN and not self._several
+        return (group, None) if single else (group, to_path(key_path[1:2])[0])
+
+    def within(self, key_path: Sequence[Any]) -> tuple[Any, ...]:
+        """The key path within its argument."""
+        return tuple(key_path[self._carrier(key_path)[1] if key_path[0].idx == FN else 2 :])
+
+    def path(self, index: int) -> Path:
+        """The path of a slot within its argument, for filters."""
+        return to_path(self.within(self.layout.slots[index].key_path))
+
+    def place(self, key_path: Sequence[Any], names: Names) -> str:
+        """A key path as code. `names` are the names of the positional parameters."""
+        group, which = self.argument(key_path)
+        within = self.within(key_path)
+        root: Any
+        if group == FN:
+            carrier = self._carrier(key_path)[0]
+            filled = names.filled[which or 0]
+            if isinstance(carrier, Partial):
+                return _place_in_partial(filled, within)
+            inside = key_path[2 if self._several else 1 :]
+            if filled and _is_argument_of_partial(inside):  # of a partial that is no carrier
+                return _place_in_partial(filled, inside)
+            root = root_name(carrier) if carrier is not None else "function"
+        elif group == KWARGS:
+            root = which
+        else:
+            root = names[which] if which < len(names) else f"args[{which}]"
+        return to_place(root, within)
+
+    def root(self, index: int, names: Names) -> str:
+        """What code would call the tree that a slot stands in."""
+        return self.place(self.layout.slots[index].key_path, names).partition(".")[0].partition("[")[0]
+
+    def _carrier(self, key_path: Sequence[Any]) -> tuple[Any, int]:
+        return self._carriers[key_path[1].idx if self._several else 0]
+
+
+def _is_argument_of_partial(within: Sequence[Any]) -> bool:
+    return len(within) > 1 and getattr(within[0], "name", None) in ("args", "keywords")
+
+
+def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:
+    """What a partial holds is called after the parameter that it fills."""
+    group, which = to_path(within[:2])
+    if group == "keywords":
+        return to_place(which, within[2:])
+    if group == "args" and isinstance(which, int) and which < len(filled):
+        return to_place(filled[which], within[2:])
+    return to_place("partial", within)
+
+
+@ft.lru_cache(maxsize=4096)
+def signature_of(treedef: Any) -> Signature:
+    """The signature of a call's structure. Worked out once for each."""
+    return Signature(treedef)

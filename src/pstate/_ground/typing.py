@@ -1,0 +1,29 @@
+"""Type aliases."""
+
+from collections.abc import Callable, Mapping
+from types import EllipsisType, UnionType
+from typing import Any
+
+
+PyTree = Any
+
+#: What selects states; see `pstate.filter`.
+Filter = (
+    type
+    | str
+    | Callable[..., Any]
+    | bool
+    | EllipsisType
+    | UnionType
+    | None
+    | tuple[Any, ...]
+    | list[Any]
+)
+
+#: Which states go along which axis, in priority order; a bare filter means `{0: filter}`.
+StateAxes = Mapping[Any, Any] | Filter
+
+
+def as_tuple(value: Any, single: type) -> tuple[Any, ...]:
+    """One of a type, or several, as a tuple."""
+    return (value,) if isinstance(value, single) else tuple(value)

@@ -1,0 +1,152 @@
+"""The plan of a call as a table, for people."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from .._calls.running import Run
+from .._calls.signature import Described, Signature
+from .._ground.values import nbytes, short_dtype
+from .._looking.tables import Table
+from .._trees.axis_specs import Rule
+from .._trees.leaves import operand_mask
+from .leaving import Outputs
+from .plan import InPlan, Input
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One state, or one array outside states."""
+
+    place: str
+    kind: str
+    shape: str
+    axis_in: str
+    use: str
+    axis_out: str
+    reason: str
+    mapped: bool
+    nbytes: int
+
+
+_HEADER = ("place", "kind", "per lane", "in", "use", "out", "because")
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What a mapping decided for one call. Prints as a table; notebooks show HTML.
+
+    `rows` has one entry for each state and each array outside states; `notes` says which filters
+    matched nothing or were shadowed, and which writes a call would refuse.
+    """
+
+    title: str
+    axis_size: int
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes_mapped(self) -> int:
+        """Bytes of what is mapped, all lanes together."""
+        return sum(row.nbytes for row in self.rows if row.mapped)
+
+    @property
+    def bytes_broadcast(self) -> int:
+        """Bytes of what all lanes share."""
+        return sum(row.nbytes for row in self.rows if not row.mapped)
+
+    def _table(self) -> Table:
+        rows = self.rows
+        return Table(
+            f"{self.title}, {self.axis_size} lanes",
+            _HEADER,
+            [(r.place, r.kind, r.shape, r.axis_in, r.use, r.axis_out, r.reason) for r in rows],
+            closing=(f"{self.bytes_mapped:,} bytes mapped, {self.bytes_broadcast:,} bytes broadcast",),
+            notes=self.notes,
+        )
+
+    def __str__(self) -> str:
+        return self._table().text()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+
+def rows_of(
+    signature: Signature,
+    described: Described,
+    leaves: Sequence[Any],
+    plan: InPlan,
+    run: Run,
+    outputs: Outputs,
+) -> list[Row]:
+    """The rows of one run."""
+    written = {state.index: state for state in outputs.written}
+    rows: list[Row] = []
+    arrays = operand_mask(leaves)
+    layout = signature.layout
+    for i, is_array in enumerate(arrays):
+        slot = layout.slot_of_leaf[i]
+        if not is_array or (slot is not None and i != slot.start):
+            continue
+        stop = i + 1 if slot is None else slot.stop
+        key_path = layout.key_path_of_leaf[i] if slot is None else slot.key_path
+        came = plan.leaves[i]
+        axis_out, reason, use = "", came.reason, ""
+        if slot is not None:
+            use = _use(slot.index, came, run, written)
+            state = written.get(slot.index)
+            axis_out = _axis(came.axis if state is None else state.axis)
+            reason += "" if state is None else f"; out: {state.why}"
+        rows.append(
+            Row(
+                place=signature.place(key_path, described.names),
+                kind="array" if slot is None else slot.kind.__name__,
+                shape=" ".join(
+                    _per_lane(leaf, given)
+                    for leaf, given in zip(leaves[i:stop], plan.leaves[i:stop], strict=True)
+                ),
+                axis_in="split" if came.split else _axis(came.axis),
+                use=use,
+                axis_out=axis_out,
+                reason=reason,
+                mapped=came.axis is not None,
+                nbytes=sum(nbytes(leaf) for leaf in leaves[i:stop]),
+            )
+        )
+    return rows
+
+
+def _axis(axis: Any) -> str:
+    return "shared" if axis is None else str(axis)
+
+
+def _use(index: int, came: Input, run: Run, written: dict[int, Any]) -> str:
+    uses = ["read"] * (index in run.reads)
+    uses += ["split"] * (came.split and index in written)
+    uses += ["written"] * (index in run.writes)
+    return ", ".join(uses) or "unused"
+
+
+def _per_lane(leaf: Any, given: Input) -> str:
+    shape = list(leaf.shape)
+    if given.axis is not None:
+        del shape[given.axis]
+    return f"{short_dtype(leaf.dtype)}[{','.join(map(str, shape))}]"
+
+
+def notes_of(
+    rules_in: Sequence[Rule], rules_out: Sequence[Rule], states: Sequence[tuple[Any, Any]]
+) -> tuple[str, ...]:
+    """Which filters match nothing, and which are shadowed by an earlier one."""
+    notes: list[str] = []
+    for name, rules in (("state_in_axes", rules_in), ("state_out_axes", rules_out)):
+        for i, rule in enumerate(rules):
+            mine = [each for each in states if rule.predicate(*each)]
+            if not mine and rule.wants_a_match:
+                notes.append(f"{name} {rule} matches no state")
+            elif mine and all(any(r.predicate(*each) for r in rules[:i]) for each in mine):
+                notes.append(f"{name} {rule} is shadowed by what stands before it")
+    return tuple(notes)

@@ -1,0 +1,324 @@
+"""What leaves a lane, and along which axis.
+
+A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
+came in on; else, where the lanes agree on the value, without an axis; else as the policy says. States
+that stand in the output take `state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+
+from .._calls.notes import NEXT, arrays_of, refuse_tracers
+from .._calls.running import Run
+from .._ground.errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
+from .._ground.paths import Path, to_path, to_place
+from .._states.kinds import NonBatchState
+from .._states.messages import kind_code, warn
+from .._states.state import State, is_state
+from .._trees.axis_specs import Rule
+from .._trees.slots import Slot
+from .mapped_function import MappedFunction
+from .plan import InPlan, Input
+from .prefixes import spread_out_axes
+
+
+#: Why a value leaves that a call would not let leave.
+_REFUSED = "refused, see the note"
+
+
+@dataclasses.dataclass
+class Leaving:
+    """An array that leaves a lane.
+
+    `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
+    says who declared the value to be the same in all lanes, and `fix` what to write instead;
+    `undeclared`, what to say if nobody declared anything and the lanes differ. A `reducer` takes the
+    stacked lanes to one value.
+    """
+
+    value: Any
+    axis: int | None
+    reason: str
+    same_by: str = ""
+    fix: str = ""
+    undeclared: str = ""
+    reducer: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass
+class Written:
+    """A state that goes back.
+
+    `kept`: it goes back with what the split of its key left, not with a lane's value. `soft`: the lanes
+    only read it.
+    """
+
+    index: int
+    treedef: Any
+    leaves: list[Leaving]
+    reason: str
+    kept: bool = False
+    soft: bool = False
+
+    @property
+    def why(self) -> str:
+        """The reason for people to read."""
+        return self.leaves[0].reason if self.leaves else self.reason
+
+    @property
+    def axis(self) -> Any:
+        """The axis for people to read."""
+        if not self.leaves:
+            return None
+        if self.leaves[0].reason == _REFUSED:
+            return "refused"
+        return "reduced" if self.leaves[0].reducer is not None else self.leaves[0].axis
+
+
+class Outputs:
+    """What leaves the lanes: the arrays of the output, and the written states."""
+
+    def __init__(
+        self,
+        program: MappedFunction,
+        leaves: Sequence[Any],
+        plan: InPlan,
+        run: Run,
+        split: frozenset[int],
+        lenient: bool = False,
+    ):
+        self._program = program
+        self._options = program.options
+        self._signature = program.signature
+        self._leaves = leaves
+        self._plan = plan
+        self._run = run
+        self._split = split
+        #: What would raise; only where `lenient` says to go on, as `explain` does.
+        self.problems: list[str] = []
+        self._lenient = lenient
+        self._matched: set[Rule] = set()
+        self.leaving, self.out_leaves, self.out_treedef = self._output()
+        self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
+
+    def all_leaving(self) -> list[Leaving]:
+        """The arrays that leave the lanes: those of the output, then those of written states."""
+        return self.leaving + [leaf for state in self.written for leaf in state.leaves]
+
+    def settle(self, which_differ: Callable[[list[Leaving]], list[bool]]) -> None:
+        """Decide what depends on whether the lanes agree, and warn of what looks like a slip.
+
+        `which_differ` says for each leaf that is asked about whether it may differ between lanes.
+
+        **Raises:** `BatchAxisError` where a value differs between lanes and was declared the same, or
+        was not declared at all and the policy is `"raise"`; `ValueError` where it is an output.
+        """
+        asked = [leaf for leaf in self.all_leaving() if leaf.same_by or leaf.undeclared]
+        if self._options.infers:
+            differ = which_differ(asked)
+        else:
+            # Nothing is known about an unknown mapping function: what nobody declared is refused, and
+            # what was declared is left for that function to check.
+            differ = [bool(leaf.undeclared) for leaf in asked]
+        for leaf, differs in zip(asked, differ, strict=True):
+            if differs:
+                self._differs(leaf)
+        self._warn_of_growth()
+        self._warn_of_unmatched()
+
+    def _refuse(self, leaf: Leaving, message: str) -> None:
+        if not self._lenient:
+            raise BatchAxisError(message)
+        leaf.axis, leaf.reason = 0, _REFUSED
+        if message not in self.problems:
+            self.problems.append(message)
+
+    def _differs(self, leaf: Leaving) -> None:
+        if leaf.same_by:
+            return self._refuse(
+                leaf,
+                f"{leaf.same_by} says that it is the same in all lanes, and the value differs between "
+                f"lanes. {leaf.fix} Or reduce it in the function, with axis_name='batch' and "
+                "value = jax.lax.pmean(value, 'batch').",
+            )
+        if self._options.policy == "raise":
+            return self._refuse(leaf, leaf.undeclared)
+        leaf.axis = 0
+        leaf.reason = f"policy {self._options.policy!r}"
+        if self._options.policy == "warn":
+            warn(leaf.undeclared, BatchAxisWarning)
+        return None
+
+    # The output -----------------------------------------------------------------------------------
+
+    def _output(self) -> tuple[list[Leaving], list[Any], Any]:
+        out = self._run.out
+        leaves, treedef = jtu.tree_flatten(out)
+        axes = iter(spread_out_axes(out, self._options.out_axes))
+        candidates: list[Leaving] = []
+        for key_path, item in jtu.tree_flatten_with_path(out, is_leaf=is_state)[0]:
+            place = to_place("out", key_path)
+            if isinstance(item, State):
+                rule = self._match(to_path(key_path), item)
+                for leaf in jtu.tree_leaves(item):
+                    candidates.append(self._state_in_output(leaf, next(axes), rule, item, place))
+            else:
+                candidates.append(_by_out_axes(item, next(axes), place))
+        is_array = arrays_of(out, leaves)
+        refuse_tracers(out, leaves, is_array)
+        leaves = [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)]
+        leaving = [c for c, leaf in zip(candidates, leaves, strict=True) if leaf is NEXT]
+        return leaving, leaves, treedef
+
+    def _state_in_output(
+        self, leaf: Any, axis: int | None, rule: Rule | None, state: State, place: str
+    ) -> Leaving:
+        place = f"{place} ({type(state).__name__})"
+        if rule is not None:
+            return _by_rule(leaf, rule, place, kind_code(type(state)))
+        if isinstance(state, NonBatchState):
+            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            return Leaving(leaf, None, "NonBatchState", same_by, fix)
+        return _by_out_axes(leaf, axis, place)
+
+    # States that were written ---------------------------------------------------------------------
+
+    def _state(self, index: int) -> Written:
+        slot = self._signature.layout.slots[index]
+        place = f"{self._program.place(index)} ({slot.kind.__name__})"
+        rule = self._match(self._signature.path(index), slot.state(self._leaves))
+        soft = index not in self._run.writes
+        if soft or (index in self._split and (rule is None or rule.is_none)):
+            # Whatever lanes draw, the state keeps keys[0]. A key that lanes only read has been split
+            # all the same, and must not be used again.
+            return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
+        leaves, treedef = jtu.tree_flatten(self._run.writes[index])
+        came = self._plan.of(slot)
+        if rule is not None:
+            return Written(
+                index,
+                treedef,
+                [_by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves],
+                f"{rule}",
+            )
+        if came is not None and came.axis is not None:
+            reason = "as it came in"
+            axes = self._axes_in(slot, treedef)
+            leaving = [
+                _checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+            return Written(index, treedef, leaving, reason)
+        if issubclass(slot.kind, NonBatchState):
+            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            leaving = [Leaving(leaf, None, "NonBatchState", same_by, fix) for leaf in leaves]
+            return Written(index, treedef, leaving, "NonBatchState")
+        message = self._undeclared_message(slot, came)
+        reason = "the same in all lanes"
+        leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
+        return Written(index, treedef, leaving, reason)
+
+    def _axes_in(self, slot: Slot, treedef: Any) -> list[int | None]:
+        axes = [given.axis for given in self._plan.leaves[slot.start : slot.stop]]
+        return axes if treedef == slot.treedef else [axes[0]] * treedef.num_leaves
+
+    def _match(self, path: Path, state: State) -> Rule | None:
+        for rule in self._options.rules_out:
+            if rule.predicate(path, state):
+                self._matched.add(rule)
+                return rule
+        return None
+
+    def _undeclared_message(self, slot: Slot, came: Input | None) -> str:
+        kind = kind_code(slot.kind)
+        how = f"without an axis ({came.reason})" if came is not None else "empty"
+        own = (
+            f"Give each lane its own, with a leading axis of {self._plan.axis_size}: "
+            f"state_in_axes={{0: {kind}}}; or stack"
+            if came is not None
+            else "Stack"
+        )
+        known = "differs" if self._options.infers else "may differ"
+        return (
+            f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in {how} and was written "
+            f"with a value that {known} between lanes, and no axis is declared for it. {own} the lanes' "
+            f"values into it: state_out_axes={{0: {kind}}}; or reduce them: "
+            f"state_out_axes={{ft.partial(jnp.mean, axis=0): {kind}}}."
+        )
+
+    # Slips ----------------------------------------------------------------------------------------
+
+    def _warn_of_growth(self) -> None:
+        if self._options.policy == "ignore":
+            return
+        for written in self.written:
+            slot = self._signature.layout.slots[written.index]
+            came = self._plan.of(slot)
+            if came is None or came.axis is not None or came.split or not written.leaves:
+                continue
+            leaf = written.leaves[0]
+            if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
+                continue
+            warn(
+                f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
+                f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
+                "axis on each call. Declare how it comes in: "
+                f"state_in_axes={{{leaf.axis}: {kind_code(slot.kind)}}}.",
+                BatchAxisWarning,
+            )
+
+    def _warn_of_unmatched(self) -> None:
+        slots = self._signature.layout.slots
+        came = [(self._signature.path(s.index), s.state(self._leaves)) for s in slots]
+        made = [
+            (to_path(key_path), item)
+            for key_path, item in jtu.tree_flatten_with_path(self._run.out, is_leaf=is_state)[0]
+            if isinstance(item, State)
+        ]
+        for name, rules, states in (
+            ("state_in_axes", self._options.rules_in, came),
+            ("state_out_axes", self._options.rules_out, came + made),
+        ):
+            for rule in rules:
+                if rule.wants_a_match and not any(rule.predicate(*each) for each in states):
+                    kinds = sorted({type(state).__name__ for _, state in states})
+                    warn(
+                        f"{name}={rule} of {self._program.described.fn} matches no state of the call, "
+                        f"which has {'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. "
+                        "Leave the filter out, or name one that is there.",
+                        UnmatchedFilterWarning,
+                    )
+
+
+def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
+    if axis is None:
+        same_by, fix = f"out_axes=None for `{place}`", "Give it an axis: out_axes=0."
+        return Leaving(leaf, None, "out_axes=None", same_by, fix)
+    return _checked(leaf, axis, f"out_axes={axis}", place)
+
+
+def _by_rule(leaf: Any, rule: Rule, place: str, code: str) -> Leaving:
+    if rule.reducer is not None:
+        return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
+    if rule.axis is None:
+        same_by = f"state_out_axes={rule} for `{place}`"
+        fix = f"Give it an axis: state_out_axes={{0: {code}}}."
+        return Leaving(leaf, None, f"state_out_axes={rule}", same_by, fix)
+    return _checked(leaf, rule.axis, f"state_out_axes={rule}", place)
+
+
+def _checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
+    is_number = isinstance(leaf, bool | int | float | complex)
+    shape = tuple(getattr(leaf, "shape", ()))
+    if not hasattr(leaf, "shape") and not is_number:
+        return Leaving(leaf, axis, reason)  # no array, and so without a place for lanes
+    if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
+        raise BatchAxisError(
+            f"`{place}` leaves along axis {axis} ({reason}), and a lane's value has shape {shape}: "
+            "there is no such axis to put the lanes on. Choose one from "
+            f"{-len(shape) - 1} to {len(shape)}, by state_out_axes for a state and by out_axes for an "
+            "output."
+        )
+    return Leaving(leaf, axis, reason)

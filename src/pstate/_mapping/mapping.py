@@ -1,0 +1,315 @@
+"""`StatefulMapping`: the core that all mappings share.
+
+A call is taken apart (`_call.py`), the program of its structure is found (`_cache.py`) or made
+(`_program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._calls.around import finish
+from .._calls.call import Call, refuse_echo
+from .._calls.flat_function import flat_function_of
+from .._calls.running import Writes
+from .._calls.signature import Static
+from .._calls.transform import Transform, checked, code_of
+from .._ground.typing import Filter, StateAxes
+from .._ground.versions import is_eager, jit_is_disabled
+from .._programs.compiled import Compiled, aval
+from .._programs.entry import Entry
+from .._states.deferred import Deferred
+from .device_entry import DeviceEntry
+from .explaining import Explanation, notes_of
+from .lanes import Meta
+from .options import Options, make_options
+from .plan import first_argument_is_a_tree
+from .program import Program
+from .single_lane import run_lane
+
+
+class StatefulMapping(Compiled):
+    """A function mapped over lanes, states included. What `vmap2` and `pmap2` return.
+
+    It is called like the function, with arguments that have an axis more where they are mapped. Called
+    eagerly it is compiled once for each signature and cached; under a trace, or `jax.disable_jit()`,
+    it is inlined.
+
+    **Arguments:**
+
+    - `fun`: a function, bound method, callable module, partial, or a transform of one.
+    - `in_axes`, `out_axes`: `jax.vmap`'s prefixes, or (`in_axes`) a dict by argument name. A bound
+        module is not counted and is broadcast. Keyword arguments are mapped over axis 0.
+    - `state_in_axes`, `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning
+        `{0: filter}`. `None` says the same for all lanes. In `state_out_axes` a callable in the place of
+        an axis takes the stacked lanes, with shape `(axis_size, ...)`, to one value.
+    - `unexpected_out_state_mapping`: what to do with a write that no axis is declared for and that
+        differs between lanes: `"raise"`, or give it a new axis 0 and `"warn"`, or `"ignore"`.
+    - `static_argnums`, `static_argnames`: arguments that are part of the program; they must be hashable.
+    - `axis_size`: the number of lanes; inferred from the mapped arrays where it is left out.
+    - `axis_name`: a name for `jax.lax.pmean` and its like.
+    - `name`: what messages and profiles call the function.
+    - `mapping_fn`: any function with `jax.vmap`'s keywords.
+    - `mapping_kwargs`: more keywords for it.
+    - `chunk_size`: how many lanes run at a time; see `vmap2`.
+    - `donate_argnums`, `donate`: whose buffers are given up; see `pmap2`.
+
+    **Raises:** `ValueError` for an unknown policy, and, when called, for axes that do not fit the
+    arguments; `BatchAxisError` for states whose axes do not hold or are missing; `FrozenStateError`
+    where a state was written and nobody takes the new value; `TypeError` for an unhashable leaf that is
+    no array.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def step(counter, delta):
+        ...     counter["n"].value += delta
+        >>> mapped = ps.StatefulMapping(step)
+        >>> _, counter = ps.pure(mapped)({"n": ps.State(jnp.zeros(3))}, jnp.arange(3.0))
+        >>> counter["n"].value
+        Array([0., 1., 2.], dtype=float32)
+    """
+
+    fun: Callable[..., Any]
+    options: Options = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        state_in_axes: StateAxes = None,
+        state_out_axes: StateAxes = None,
+        unexpected_out_state_mapping: str = "raise",
+        static_argnums: int | Iterable[int] = (),
+        static_argnames: str | Iterable[str] = (),
+        axis_size: int | None = None,
+        axis_name: Any = None,
+        name: str | None = None,
+        mapping_fn: Callable[..., Any] = jax.vmap,
+        mapping_kwargs: Mapping[str, Any] | None = None,
+        chunk_size: int | None = None,
+        donate_argnums: int | Iterable[int] = (),
+        donate: Filter = None,
+    ):
+        self.fun = checked(fun)
+        self.options = make_options(
+            in_axes=in_axes,
+            out_axes=out_axes,
+            state_in_axes=state_in_axes,
+            state_out_axes=state_out_axes,
+            policy=unexpected_out_state_mapping,
+            static_argnums=static_argnums,
+            static_argnames=static_argnames,
+            axis_size=axis_size,
+            axis_name=axis_name,
+            name=name,
+            mapping_fn=mapping_fn,
+            mapping_kwargs=mapping_kwargs,
+            chunk_size=chunk_size,
+            donate_argnums=donate_argnums,
+            donate=donate,
+        )
+
+    @property
+    def origin_fun(self) -> Callable[..., Any]:
+        """The callable that is mapped."""
+        return self.fun
+
+    @property
+    def in_axes(self) -> Any:
+        """Where the arguments' lanes are."""
+        return self.options.in_axes
+
+    @property
+    def out_axes(self) -> Any:
+        """Where the output's lanes go."""
+        return self.options.out_axes
+
+    @property
+    def state_in_axes(self) -> dict[Any, Any]:
+        """Where states' lanes are, by filter."""
+        return self.options.state_in_axes
+
+    @property
+    def state_out_axes(self) -> dict[Any, Any]:
+        """Where written states' lanes go, by filter."""
+        return self.options.state_out_axes
+
+    @property
+    def axis_name(self) -> Any:
+        """The name of the mapped axis, for collectives."""
+        return self.options.axis_name
+
+    @property
+    def axis_size(self) -> int | None:
+        """The number of lanes, where it was given."""
+        return self.options.axis_size
+
+    # Calling ------------------------------------------------------------------------------------
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        if self.options.static_argnums or self.options.static_argnames:
+            args, kwargs = self._with_statics(args, kwargs)
+        return Call(self.fun, args, kwargs)
+
+    def _with_statics(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        n = len(args)
+        for number in self.options.static_argnums:
+            if not -n <= number < n:
+                raise ValueError(
+                    f"static_argnums={self.options.static_argnums} counts the arguments that the caller "
+                    f"passes, and {n} were passed to {code_of(self)}: positions {list(range(n))}. Write "
+                    f"static_argnums={max(n - 1, 0)}."
+                )
+        positions = {number % n for number in self.options.static_argnums}
+        args = tuple(_static(a, f"args[{i}]") if i in positions else a for i, a in enumerate(args))
+        kwargs = {
+            k: _static(v, k) if k in self.options.static_argnames else v for k, v in kwargs.items()
+        }
+        return args, kwargs
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        # Methods are called through the class: Equinox makes a bound method a module, in 20 us.
+        kinds = call.kinds
+        operands = kinds.operands(call.leaves)
+        if is_eager() and not jit_is_disabled():
+            if kinds.has_deferred:
+                operands = [x.get() if type(x) is Deferred else x for x in operands]
+            if self.options.on_devices:
+                # Not left to JAX: one device would fail and the others wait for it.
+                call.refuse_deleted(self._code)
+            try:
+                arrays, meta = Compiled._entry(self, call).run(operands)
+            except (RuntimeError, ValueError):
+                call.refuse_deleted(self._code)
+                raise
+        else:
+            arrays, meta = StatefulMapping._program(self, call)(*operands)
+        return _finish(self, call, arrays, meta, threaded)
+
+    def _options_key(self) -> Options:
+        return self.options
+
+    def _program(self, call: Call) -> Program:
+        first_is_tree = not call.signature.has_carrier and first_argument_is_a_tree(call.args)
+        return flat_function_of(call, code_of(self), Program, self.options, first_is_tree=first_is_tree)
+
+    def _make_entry(self, program: Program) -> Any:
+        name = self.options.name or self.__name__
+        if self.options.on_devices:
+            return DeviceEntry(program, name)
+        advice = "Pass the tree that holds the state as an argument and broadcast it: in_axes=(None, 0)."
+        return Entry(program, name, advice)
+
+    # Looking ------------------------------------------------------------------------------------
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """What the mapping decides for a call, as a table: nothing is computed.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+
+        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks. A write
+        that a call would refuse for want of an axis is a note here.
+
+        !!! example
+
+            >>> import jax.numpy as jnp
+            >>> import pstate as ps
+            >>> mapped = ps.vmap2(lambda s, x: s.value + x, in_axes=(None, 0))
+            >>> print(mapped.explain(ps.ParamState(1.0), jnp.ones(3)))
+            ps.vmap2(f, in_axes=(None, 0)), 3 lanes
+            place  kind        per lane  in      use   out     because
+            ---------------------------------------------------------------
+            s      ParamState  f32[]     shared  read  shared  in_axes=None
+            x      array       f32[]     0                     in_axes=0
+            ---------------------------------------------------------------
+            12 bytes mapped, 4 bytes broadcast
+        """
+        call = self._call(args, kwargs)
+        program = self._program(call)
+        operands = call.kinds.operands(call.leaves)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the notes of the table say it
+            _, meta = jax.eval_shape(program.explained, *map(aval, operands))
+        options = self.options
+        layout = call.signature.layout
+        states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
+        notes = notes_of(options.rules_in, options.rules_out, states)
+        notes = (*notes, *meta.problems)
+        return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes)
+
+    def lane(self, index: int) -> "Lane":
+        """One lane, run eagerly and without the others: for `print` and `pdb`.
+
+        Calling it with the arguments of a call gives the lane's output, with the values and draws that
+        lane `index` has in the mapping. States that it writes hold the lane's values and come back
+        through `pstate.pure(mapped.lane(i))(...)`; they are not written back otherwise. Collectives
+        over `axis_name` have no meaning in a single lane.
+
+        **Raises:** `IndexError`, when called, for a lane that is not there.
+        """
+        return Lane(self, index)
+
+    def _code(self) -> str:
+        return self.options.code(code_of(self.fun))
+
+    def __repr__(self) -> str:
+        return code_of(self)
+
+
+class Lane(Transform):
+    """One lane of a mapping, which is `fun`; see `StatefulMapping.lane`."""
+
+    fun: Callable[..., Any]
+    index: int = eqx.field(static=True)
+
+    @property
+    def _mapping(self) -> StatefulMapping:
+        assert isinstance(self.fun, StatefulMapping)
+        return self.fun
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        out, _ = self._apply(self._call(args, kwargs))
+        return out
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self._mapping._call(args, kwargs)
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        program = self._mapping._program(call)
+        run = run_lane(program, call.leaves, self.index)
+        if threaded:
+            refuse_echo(call, run.echoed, lambda index: self._line(call, index))
+        return run.out, run.writes
+
+    def _code(self) -> str:
+        return f"{self._mapping._code()}.lane({self.index})"
+
+
+def _finish(
+    mapping: StatefulMapping, call: Call, arrays: list[Any], meta: Meta, threaded: bool
+) -> tuple[Any, Writes]:
+    out, writes = finish(mapping, call, meta, meta.result(arrays), threaded)
+    if meta.soft and not threaded:
+        # The lanes only read these keys. Where nobody threads them there is nothing to advance.
+        kept = {i for i in meta.soft if call.states[i]._cell is not None}
+        writes = {i: v for i, v in writes.items() if i not in meta.soft or i in kept}
+    return out, writes
+
+
+def _static(value: Any, place: str) -> Static:
+    try:
+        return Static(value)
+    except TypeError:
+        raise TypeError(
+            f"`{place}` is static and therefore part of the program, so it must be hashable; got "
+            f"{value!r} of type {type(value).__name__}. Pass a tuple for a list, or take it out of "
+            "static_argnums=(...)."
+        ) from None

@@ -1,0 +1,212 @@
+"""New states of a module, made for all lanes at once.
+
+`init_state` runs once, mapped. A state that it makes goes to the first of: no axis, if it is a
+`NonBatchState`; the axis of the first filter that matches; axis 0. What the module held before stays as
+it was.
+"""
+
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+
+from .._calls.pure import pure
+from .._ground.paths import Path, to_path
+from .._ground.typing import PyTree, StateAxes
+from .._states.catching import catch_new_states
+from .._states.keys import is_raw_key, is_typed_key
+from .._states.kinds import NonBatchState
+from .._states.random_state import RandomState
+from .._states.state import State, is_state, make_frozen
+from .._trees.axis_specs import Rule, Rules, parse_state_axes
+from .._trees.bulk import states
+from .._trees.initialising import run_init_states, with_assigned
+from ..filter import Everything, OfType
+from .mapping import StatefulMapping
+
+
+NewStates = dict[int | None, dict[Path, State]]
+
+
+def vmap2_new_states(
+    module: PyTree,
+    init_kwargs: dict[str, Any],
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxes = None,
+) -> tuple[PyTree, NewStates]:
+    """Run `init_all_states` once, mapped, so that each lane has states of its own.
+
+    **Arguments:**
+
+    - `module`: an Equinox module in which some module defines `init_state`. It is not changed.
+    - `init_kwargs`: the keywords of `init_all_states`, the same for all lanes. A `RandomState` among
+        them is split, so that lanes draw differently; a bare key is refused. Inside a recording a live
+        one is advanced; a frozen one serves as a seed.
+    - `state_tag`: a tag that the new states get.
+    - `axis_size`: the number of lanes.
+    - `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`.
+
+    **Returns:** `(module, states)`: the module with its new states, and the new states by axis and path,
+    `{axis: {path: state}}`. A state goes to `None` if it is a `NonBatchState`; else to the axis of the
+    first filter that matches; else to axis 0.
+
+    **Raises:** `ValueError` without `axis_size` and for a bare key; `BatchAxisError` for a
+    `NonBatchState` whose value differs between lanes; `TypeError` for keywords that do not fit.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> class Counter(ps.nn.Module):
+        ...     count: ps.ShortTermState = ps.ShortTermState()
+        ...     def init_state(self):
+        ...         self.count.value = 0
+        >>> counter, new = ps.vmap2_new_states(Counter(), {}, axis_size=5)
+        >>> counter.count, new
+        (ShortTermState(i32[5]), {0: {('count',): ShortTermState(i32[5])}})
+    """
+    return _new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap)
+
+
+def pmap2_new_states(
+    module: PyTree,
+    init_kwargs: dict[str, Any],
+    state_tag: str | None = None,
+    axis_size: int | None = None,
+    state_out_axes: StateAxes = None,
+) -> tuple[PyTree, NewStates]:
+    """The same as `vmap2_new_states`, with a device for each lane.
+
+    **Arguments:** as there; `axis_size` is the number of local devices where it is left out.
+
+    **Returns:** as there. States with an axis live on their devices, the others are replicated.
+
+    **Raises:** as there, and `ValueError` for more lanes than devices.
+    """
+    size = jax.local_device_count() if axis_size is None else axis_size
+    return _new_states(module, init_kwargs, state_tag, size, state_out_axes, jax.pmap)
+
+
+def _new_states(
+    module: PyTree,
+    init_kwargs: dict[str, Any],
+    state_tag: str | None,
+    axis_size: int | None,
+    state_out_axes: StateAxes,
+    mapping_fn: Any,
+) -> tuple[PyTree, NewStates]:
+    if not isinstance(axis_size, int) or isinstance(axis_size, bool) or axis_size < 1:
+        raise ValueError(
+            "axis_size is the number of lanes, an integer of at least 1, and nothing here tells it; "
+            f"got {axis_size!r}. Write axis_size=4."
+        )
+    for name, value in init_kwargs.items():
+        _refuse_bare_keys(name, value)
+    rules = _rules(state_out_axes)
+    paths: list[Path] = []
+
+    def build(module: PyTree, kwargs: dict[str, Any]) -> list[Any]:
+        with catch_new_states(state_tag):
+            assigned = run_init_states(module, kwargs)
+        paths[:] = assigned
+        return list(assigned.values())
+
+    mapped = StatefulMapping(
+        build,
+        in_axes=None,
+        out_axes=None,
+        state_out_axes=_Located(rules, paths),
+        # States that are filled get their axis here, on purpose.
+        unexpected_out_state_mapping="ignore",
+        axis_size=axis_size,
+        name="init_all_states",
+        mapping_fn=mapping_fn,
+    )
+    values, (filled, advanced) = pure(mapped, argnums=(0, 1))(module, init_kwargs)
+    _advance(init_kwargs, advanced)
+    result = with_assigned(filled, dict(zip(paths, values, strict=True)))
+    return _tagged(module, result, state_tag, rules)
+
+
+def _advance(init_kwargs: dict[str, Any], advanced: dict[str, Any]) -> None:
+    """Write drawn-from random states back where they are live; a frozen one serves as a seed."""
+    new = states(advanced)
+    for path, state in states(init_kwargs).items():
+        if state._cell is not None and not _same(state, new[path]):
+            state.value = new[path].value
+
+
+def _rules(state_out_axes: StateAxes) -> tuple[Rule, ...]:
+    return (
+        Rule(None, OfType(NonBatchState)),
+        *parse_state_axes(state_out_axes, "state_out_axes"),
+        Rule(0, Everything),
+    )
+
+
+class _Located(Rules):
+    """Rules that see a state which was assigned at its place in the module, not in the output."""
+
+    def __new__(cls, rules: tuple[Rule, ...], paths: list[Path]) -> "_Located":
+        return super().__new__(cls, (Rule(r.axis, _AtItsPlace(r.predicate, paths)) for r in rules))
+
+
+class _AtItsPlace:
+    """The filter behind a located rule. Paths in the output start with the number of the assignment."""
+
+    def __init__(self, predicate: Any, paths: list[Path]):
+        self._predicate = predicate
+        self._paths = paths
+
+    def __call__(self, path: Path, state: Any) -> bool:
+        if path and isinstance(path[0], int):
+            return bool(self._predicate((*self._paths[path[0]], *path[1:]), state))
+        # A random state that the module held before, and that lanes drew from, keeps one key.
+        if isinstance(state, RandomState) and _filled(state):
+            return False
+        return bool(self._predicate(path, state))
+
+    def __repr__(self) -> str:
+        return repr(self._predicate)
+
+
+def _tagged(
+    module: PyTree, result: PyTree, tag: str | None, rules: tuple[Rule, ...]
+) -> tuple[PyTree, NewStates]:
+    before = states(module)
+    new: NewStates = {}
+
+    def visit(key_path: Any, item: Any) -> Any:
+        if not isinstance(item, State):
+            return item
+        path = to_path(key_path)
+        old = before.get(path)
+        if old is not None and (_same(old, item) or (isinstance(item, RandomState) and _filled(old))):
+            return item
+        tags = item.tag if tag is None or tag in item.tag else (*item.tag, tag)
+        state = make_frozen(type(item), tags, item._peek())
+        axis = next(rule.axis for rule in rules if rule.predicate(path, state))
+        new.setdefault(axis, {})[path] = state
+        return state
+
+    tree = jtu.tree_map_with_path(visit, result, is_leaf=is_state)
+    return tree, new
+
+
+def _same(old: State, item: State) -> bool:
+    a, b = jtu.tree_leaves(old), jtu.tree_leaves(item)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _filled(state: State) -> bool:
+    return state._peek() is not None
+
+
+def _refuse_bare_keys(name: str, value: Any) -> None:
+    for leaf in jtu.tree_leaves(value, is_leaf=is_state):
+        if not isinstance(leaf, State) and (is_typed_key(leaf) or is_raw_key(leaf)):
+            raise ValueError(
+                f"init_kwargs[{name!r}] holds a bare key, with which all lanes would draw alike. Pass a "
+                f"random state, which is split: {name}=ps.RandomState(key)."
+            )

@@ -1,0 +1,223 @@
+"""The options of a mapping, checked and told apart by value."""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+
+from .._calls.code import as_code
+from .._ground.typing import Filter, StateAxes, as_tuple
+from .._trees.axis_specs import Rule, Rules, parse_state_axes, partial_key
+from ..filter import to_predicate
+from .chunks import prepare_chunks
+from .devices import devices_of, prepare_devices
+
+
+#: What to do with an undeclared write that differs between lanes.
+POLICIES = ("raise", "warn", "ignore")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Options:
+    """The options of a mapping. Two are equal where their `key` is.
+
+    `rules_in` and `rules_out` are the parsed axis specs. `infers` says that the mapping function tells
+    whether lanes agree on a value.
+    """
+
+    in_axes: Any
+    out_axes: Any
+    state_in_axes: dict[Any, Any]
+    state_out_axes: dict[Any, Any]
+    policy: str
+    static_argnums: tuple[int, ...]
+    static_argnames: tuple[str, ...]
+    axis_size: int | None
+    axis_name: Any
+    name: str | None
+    mapping_fn: Callable[..., Any]
+    mapping_kwargs: dict[str, Any]
+    rules_in: tuple[Rule, ...]
+    rules_out: tuple[Rule, ...]
+    infers: bool
+    chunk_size: int | None
+    donate_argnums: tuple[int, ...]
+    donate: Any
+    key: Any
+
+    @property
+    def on_devices(self) -> bool:
+        """Whether each lane has a device."""
+        return innermost(self.mapping_fn) is jax.pmap
+
+    def replays(self, axis_size: int) -> bool:
+        """Whether the body is traced first and then run by an engine of its own."""
+        return self.on_devices or (self.chunk_size is not None and self.chunk_size < axis_size)
+
+    def prepare(self, traced: Any) -> Callable[..., list[Any]]:
+        """The engine for a traced body."""
+        if self.on_devices:
+            return prepare_devices(traced, self.mapping_fn, self.mapping_kwargs)
+        assert self.chunk_size is not None
+        return prepare_chunks(traced, self.chunk_size)
+
+    def devices(self) -> tuple[int, int, int]:
+        """How many lanes fit on this process; and of how many processes it is which."""
+        return devices_of(self._all_kwargs()) if self.on_devices else (0, 1, 0)
+
+    def _all_kwargs(self) -> dict[str, Any]:
+        given = self.mapping_fn.keywords if isinstance(self.mapping_fn, ft.partial) else {}
+        return {**given, **self.mapping_kwargs}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Options) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @ft.cached_property
+    def _hash(self) -> int:
+        return hash(self.key)
+
+    def code(self, fn: str) -> str:
+        """The mapping of `fn` as code, with the options that are not the default."""
+        options = [
+            f"{name}={as_code(value)}"
+            for name, value, default in (
+                ("in_axes", self.in_axes, 0),
+                ("out_axes", self.out_axes, 0),
+                ("state_in_axes", self.state_in_axes, {}),
+                ("state_out_axes", self.state_out_axes, {}),
+                ("unexpected_out_state_mapping", self.policy, "raise"),
+                ("axis_size", self.axis_size, None),
+                ("axis_name", self.axis_name, None),
+                ("chunk_size", self.chunk_size, None),
+            )
+            if type(value) is not type(default) or value != default
+        ]
+        maker = "pmap2" if self.on_devices else "vmap2" if self.infers else "StatefulMapping"
+        return f"ps.{maker}({', '.join([fn, *options])})"
+
+
+def make_options(
+    *,
+    in_axes: Any,
+    out_axes: Any,
+    state_in_axes: StateAxes,
+    state_out_axes: StateAxes,
+    policy: str,
+    static_argnums: int | Iterable[int],
+    static_argnames: str | Iterable[str],
+    axis_size: int | None,
+    axis_name: Any,
+    name: str | None,
+    mapping_fn: Callable[..., Any],
+    mapping_kwargs: Mapping[str, Any] | None,
+    chunk_size: int | None,
+    donate_argnums: int | Iterable[int],
+    donate: Filter,
+) -> Options:
+    """Check and parse the options of a mapping.
+
+    **Raises:** `ValueError` for an unknown policy and for an axis size that is none; `TypeError` for
+    an axis spec with a key that is no axis, or with a filter that is none.
+    """
+    if policy not in POLICIES:
+        raise ValueError(
+            f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got {policy!r}. "
+            "Write unexpected_out_state_mapping='raise'."
+        )
+    is_size = isinstance(axis_size, int) and not isinstance(axis_size, bool) and axis_size >= 0
+    if axis_size is not None and not is_size:
+        raise ValueError(
+            f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. Write "
+            "axis_size=4."
+        )
+    if chunk_size is not None:
+        _check_chunk_size(chunk_size, axis_name, mapping_fn)
+    in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
+    rules_in = parse_state_axes(state_in_axes, "state_in_axes")
+    rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
+    kwargs = dict(mapping_kwargs or {})
+    nums, names = as_tuple(static_argnums, int), as_tuple(static_argnames, str)
+    key = (
+        _prefix_key(in_axes),
+        _prefix_key(out_axes),
+        rules_in,
+        rules_out,
+        policy,
+        nums,
+        names,
+        axis_size,
+        axis_name,
+        name,
+        chunk_size,
+        as_tuple(donate_argnums, int),
+        to_predicate(donate),
+        partial_key(mapping_fn),
+        tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(kwargs.items())),
+    )
+    return Options(
+        in_axes=in_axes,
+        out_axes=out_axes,
+        state_in_axes=_as_dict(state_in_axes),
+        state_out_axes=_as_dict(state_out_axes),
+        policy=policy,
+        static_argnums=nums,
+        static_argnames=names,
+        axis_size=axis_size,
+        axis_name=axis_name,
+        name=name,
+        mapping_fn=mapping_fn,
+        mapping_kwargs=kwargs,
+        rules_in=rules_in,
+        rules_out=rules_out,
+        infers=innermost(mapping_fn) in (jax.vmap, jax.pmap),
+        chunk_size=chunk_size,
+        donate_argnums=as_tuple(donate_argnums, int),
+        donate=donate,
+        key=key,
+    )
+
+
+def _check_chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> None:
+    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
+        raise ValueError(
+            f"chunk_size is how many lanes run at a time, an integer of at least 1; got {chunk_size!r}. "
+            "Write chunk_size=64."
+        )
+    if axis_name is not None:
+        raise ValueError(
+            f"chunk_size={chunk_size} and axis_name={axis_name!r} exclude each other: a collective over "
+            "the axis would see the lanes of one chunk only. Leave chunk_size out, or reduce the "
+            "outputs after the call."
+        )
+    if innermost(mapping_fn) is not jax.vmap:
+        raise ValueError(
+            "chunk_size is for jax.vmap as the mapping function. Leave chunk_size out, or map with "
+            "ps.vmap2(f, chunk_size=64)."
+        )
+
+
+def innermost(mapping_fn: Any) -> Any:
+    """A mapping function without the partials around it."""
+    return innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
+
+
+def _prefix_key(prefix: Any) -> Any:
+    if isinstance(prefix, Mapping):
+        # By argument name; may mix what cannot be sorted.
+        return tuple((name, _prefix_key(axes)) for name, axes in prefix.items())
+    leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
+    return tuple(leaves), treedef
+
+
+def _as_dict(spec: Any) -> dict[Any, Any]:
+    if spec is None:
+        return {}
+    if isinstance(spec, Rules):
+        return {rule.axis: rule.predicate for rule in spec}
+    return dict(spec) if isinstance(spec, Mapping) else {0: spec}

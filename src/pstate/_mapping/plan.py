@@ -1,0 +1,181 @@
+"""The plan: which leaf goes along which axis, and why.
+
+A state going in takes, in this order: the first rule of `state_in_axes` that matches; if it is a
+`NonBatchState`, no axis; if it is a `RandomState` with one key, a key per lane; else its argument's
+`in_axes`. Arrays outside states take their argument's `in_axes`. Nothing is guessed from sizes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.tree_util as jtu
+
+from .._calls.signature import KWARGS, Described, Signature
+from .._ground.errors import BatchAxisError
+from .._states.kinds import NonBatchState
+from .._states.messages import kind_code
+from .._states.random_state import RandomState, holds_one_key
+from .._trees.axis_specs import Rule
+from .._trees.slots import Slot
+from .prefixes import spread_in_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """How a leaf goes in: its axis (`None`: the same for all lanes) and the reason."""
+
+    axis: int | None
+    reason: str
+    split: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlan:
+    """How each leaf goes in, and how many lanes there are."""
+
+    leaves: tuple[Input, ...]
+    axis_size: int
+
+    def of(self, slot: Slot) -> Input | None:
+        """How a state goes in; `None` for an empty one."""
+        return self.leaves[slot.start] if slot.stop > slot.start else None
+
+
+def plan_inputs(
+    signature: Signature,
+    leaves: Sequence[Any],
+    is_array: Sequence[bool],
+    in_axes: Any,
+    rules: Sequence[Rule],
+    axis_size: int | None,
+    described: Described,
+) -> InPlan:
+    """Decide how each leaf of a call goes in.
+
+    **Raises:** `ValueError` for an `in_axes` that does not fit the arguments, an axis that a leaf does
+    not have, sizes that disagree, and where there is nothing to take a size from; `BatchAxisError`
+    for an axis that a rule gave to a state that does not have it.
+    """
+    by_argument = spread_in_axes(signature, in_axes, described)
+    inputs = [
+        Input(axis, f"in_axes={axis}") if array else Input(None, "no array")
+        for axis, array in zip(by_argument, is_array, strict=True)
+    ]
+    for slot in signature.layout.slots:
+        ruled = _ruled(signature, slot, leaves, rules)
+        if ruled is not None:
+            inputs[slot.start : slot.stop] = [ruled] * (slot.stop - slot.start)
+    for i, (leaf, given) in enumerate(zip(leaves, inputs, strict=True)):
+        if given.axis is not None and not -len(leaf.shape) <= given.axis < len(leaf.shape):
+            _refuse_axis(signature, i, leaf, given, described)
+    size = _axis_size(signature, leaves, inputs, axis_size, described)
+    return InPlan(tuple(inputs), size)
+
+
+def _ruled(
+    signature: Signature, slot: Slot, leaves: Sequence[Any], rules: Sequence[Rule]
+) -> Input | None:
+    state = slot.state(leaves)
+    path = signature.path(slot.index)
+    for rule in rules:
+        if rule.predicate(path, state):
+            return Input(rule.axis, f"state_in_axes {rule}")
+    if issubclass(slot.kind, NonBatchState):
+        return Input(None, "NonBatchState")
+    if holds_one_key(state):
+        return Input(None, "RandomState: a key per lane", split=True)
+    return None
+
+
+def _refuse_axis(
+    signature: Signature, index: int, leaf: Any, given: Input, described: Described
+) -> None:
+    place = signature.place(signature.layout.key_path_of_leaf[index], described.names)
+    slot = signature.layout.slot_of_leaf[index]
+    kind = f" ({slot.kind.__name__})" if slot is not None else ""
+    said = f"{given.reason} maps axis {given.axis} of `{place}`{kind}"
+    got = f"which has shape {tuple(leaf.shape)}"
+    if slot is None:
+        group, which = signature.argument(signature.layout.key_path_of_leaf[index])
+        raise ValueError(
+            f"{said}, {got} and so no such axis. Broadcast it, or name an axis it has: "
+            f"{_broadcast(group, which, signature.n_args)}."
+        )
+    if issubclass(slot.kind, RandomState):
+        raise BatchAxisError(
+            f"{said}, {got}: one key, not a batch. Leave it out of state_in_axes, and each lane gets a "
+            "key of its own; or share it: state_in_axes={None: ps.RandomState}."
+        )
+    raise BatchAxisError(
+        f"{said}, {got} and so no such axis. Broadcast it with "
+        f"state_in_axes={{None: {kind_code(slot.kind)}}}, or give it a lane axis first: "
+        "state.replace(jnp.broadcast_to(state.value, (n, *state.value.shape)))."
+    )
+
+
+def _broadcast(group: int, which: Any, n_args: int) -> str:
+    """The `in_axes` that broadcasts one argument, as code."""
+    return f"in_axes={{{which!r}: None}}" if group == KWARGS else _with_none(which, n_args)
+
+
+def _with_none(position: int, n_args: int) -> str:
+    shown = ["0"] * max(n_args, position + 1)
+    shown[position] = "None"
+    return f"in_axes=({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+
+
+# How many lanes -----------------------------------------------------------------------------------
+
+
+def _axis_size(
+    signature: Signature,
+    leaves: Sequence[Any],
+    inputs: Sequence[Input],
+    axis_size: int | None,
+    described: Described,
+) -> int:
+    mapped = [(i, leaves[i].shape[x.axis]) for i, x in enumerate(inputs) if x.axis is not None]
+    sizes = {size for _, size in mapped} | ({axis_size} if axis_size is not None else set())
+    if len(sizes) == 1:
+        return sizes.pop()
+    if not sizes:
+        raise ValueError(
+            f"{described.fn} maps no array, so there is nothing to take the number of lanes from: "
+            f"{_no_arrays(signature)}. Name it: axis_size=4."
+        )
+    lines = [
+        f"    {signature.place(signature.layout.key_path_of_leaf[i], described.names)}: shape "
+        f"{tuple(leaves[i].shape)}, axis {inputs[i].axis} of size {size} ({inputs[i].reason})"
+        for i, size in mapped
+    ]
+    if axis_size is not None:
+        lines.append(f"    axis_size={axis_size}")
+    raise ValueError(
+        f"{described.fn} got arrays whose mapped axes differ in size:\n"
+        + "\n".join(lines)
+        + f"\n{_advice(signature, described, axis_size)}"
+    )
+
+
+def _no_arrays(signature: Signature) -> str:
+    n = signature.n_args
+    return "no arguments were passed" if n == 0 else f"all {n} arguments are broadcast"
+
+
+def _advice(signature: Signature, described: Described, axis_size: int | None) -> str:
+    if described.first_is_tree and signature.n_args > 1:
+        tree = described.names[0] if described.names else "model"
+        nones = ", ".join(["None"] + ["0"] * (signature.n_args - 1))
+        return (
+            f"To share `{tree}` among the lanes, broadcast it: in_axes=({nones}); or map the module "
+            f"itself, which is then not counted: ps.vmap2({tree})."
+        )
+    if axis_size is not None:
+        return "Leave axis_size out, or make the mapped axes agree with it."
+    return f"Broadcast what all lanes share: {_with_none(0, signature.n_args)}."
+
+
+def first_argument_is_a_tree(args: Sequence[Any]) -> bool:
+    """Whether argument 0 is a module that can be called, which people map by mistake."""
+    return bool(args) and callable(args[0]) and jtu.tree_structure(args[0]).num_nodes > 1

@@ -1,0 +1,111 @@
+"""`in_axes` and `out_axes`, prefixes of trees, spread over leaves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.tree_util as jtu
+
+from .._calls.signature import Described, Signature
+from .._trees.flattening import unflatten_frozen
+
+
+def spread_in_axes(signature: Signature, in_axes: Any, described: Described) -> list[int | None]:
+    """The axis of each leaf, by `in_axes` alone. The callable's own leaves are broadcast."""
+    numbered = unflatten_frozen(signature.treedef, range(signature.treedef.num_leaves))
+    _, args, kwargs = numbered
+    result: list[int | None] = [None] * signature.treedef.num_leaves
+    by_position, by_name = _per_argument(signature, in_axes, described)
+    for position, arg in enumerate(args):
+        name = described.names[position] if position < len(described.names) else f"args[{position}]"
+        _spread_one(by_position[position], arg, name, result)
+    for name, arg in kwargs.items():
+        _spread_one(by_name.get(name, 0), arg, name, result)
+    return result
+
+
+def _per_argument(
+    signature: Signature, in_axes: Any, described: Described
+) -> tuple[list[Any], Mapping[str, Any]]:
+    n = signature.n_args
+    if in_axes is None or _is_axis(in_axes):
+        return [in_axes] * n, {}
+    if isinstance(in_axes, Mapping):
+        names = described.names[:n]
+        unknown = set(in_axes) - set(names) - set(signature.keywords)
+        if unknown:
+            raise ValueError(
+                f"in_axes names {sorted(map(str, unknown))}, which {described.fn} was not called "
+                f"with; its arguments are {[*names, *signature.keywords]}. Name one of these: "
+                f"in_axes={{{[*names, *signature.keywords, 'x'][0]!r}: 0}}."
+            )
+        return [in_axes.get(name, 0) for name in names] + [0] * (n - len(names)), in_axes
+    if isinstance(in_axes, tuple | list):
+        if len(in_axes) != n:
+            extra = (
+                " The module that the function is bound to is not counted."
+                if signature.has_carrier
+                else ""
+            )
+            # Usually it is the bound module that was counted.
+            given = in_axes[1:] if signature.has_carrier and len(in_axes) == n + 1 else in_axes
+            right = f"in_axes={tuple(given[i] if i < len(given) else 0 for i in range(n))}"
+            raise ValueError(
+                f"in_axes={tuple(in_axes)} has {len(in_axes)} entries, and {described.fn} was called "
+                f"with {n} positional arguments.{extra} Give one entry to each: {right}."
+            )
+        return list(in_axes), {}
+    raise TypeError(
+        f"in_axes is an integer, None, a tuple with an entry per argument, or a dict by argument "
+        f"name; got {in_axes!r}. Write in_axes=0."
+    )
+
+
+def _is_axis(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None]) -> None:
+    try:
+        _spread_prefix(spec, arg, result)
+    except TypeError as error:
+        raise TypeError(
+            f"The axes of `{name}` in in_axes are integers and None; {error}. Write "
+            f"in_axes={{{name!r}: 0}}."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"in_axes={spec!r} for `{name}` is no prefix of its structure, {jtu.tree_structure(arg)}: "
+            f"{error}. Give one axis for the whole argument, in_axes={{{name!r}: 0}}, or the axes "
+            "that ps.axes(tree, {0: ...}) makes."
+        ) from None
+
+
+def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
+    """The axis of each leaf of an output, by the prefix `out_axes`.
+
+    **Raises:** `ValueError` where `out_axes` is no prefix of the output.
+    """
+    leaves, treedef = jtu.tree_flatten(out)
+    result: list[int | None] = [None] * len(leaves)
+    try:
+        _spread_prefix(out_axes, unflatten_frozen(treedef, range(len(leaves))), result)
+    except TypeError as error:
+        raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
+    except ValueError as error:
+        raise ValueError(
+            f"out_axes={out_axes!r} is no prefix of the output's structure, {treedef}: {error}. Give "
+            "one axis for the whole output: out_axes=0."
+        ) from None
+    return result
+
+
+def _spread_prefix(prefix: Any, numbered: Any, result: list[int | None]) -> None:
+    """Put the axes of a prefix into `result`, by the numbers that are the leaves of a tree."""
+
+    def assign(axis: Any, subtree: Any) -> None:
+        if axis is not None and not _is_axis(axis):
+            raise TypeError(f"got {axis!r}")
+        for index in jtu.tree_leaves(subtree):
+            result[index] = axis
+
+    jtu.tree_map(assign, prefix, numbered, is_leaf=lambda x: x is None)

@@ -1,0 +1,66 @@
+"""What can be learned inside a lane, through the rule of a `custom_vmap`.
+
+JAX calls the rule at the level of the mapping and says which operands differ between lanes. Every
+function here gets a *reference lane*, an array that is mapped for certain, so that the rule always
+fires at this mapping and at no other. Nothing here leaves an equation in the program, except the
+splitting of a key that a lane draws with.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax.custom_batching import custom_vmap
+
+from .._ground.versions import checks_key_reuse
+from .._states.deferred import Deferred
+
+
+def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
+    """For each value whether it may differ between lanes.
+
+    Gradients are stopped, because `custom_vmap` has no rule for them; the values themselves are not
+    passed through, so this concerns nothing but the question.
+    """
+    if not values:
+        return []
+    found: list[bool] = []
+
+    @custom_vmap
+    def probe(reference: Any, values: Sequence[Any]) -> Any:
+        return reference
+
+    @probe.def_vmap
+    def rule(axis_size: int, in_batched: Any, reference: Any, values: Any) -> Any:
+        found.extend(in_batched[1])
+        return reference, True
+
+    probe(reference, [jax.lax.stop_gradient(jnp.asarray(v)) for v in values])
+    return found
+
+
+def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool) -> Any:
+    """One key per lane, split from a key that all lanes share.
+
+    `keys = split(key, axis_size + 1)`; `keep` is given `keys[0]`, at the level outside the mapping,
+    and the lanes get the rest. `needed` says that a lane draws for certain. The key may be deferred
+    itself: it is computed at that outer level too.
+    """
+
+    @custom_vmap
+    def split(reference: Any) -> Any:
+        return jnp.empty(key.shape, key.dtype)  # traced for its type, never run
+
+    @split.def_vmap
+    def rule(axis_size: int, in_batched: Any, reference: Any) -> Any:
+        shared = key.value(needed) if type(key) is Deferred else key
+        if not needed and checks_key_reuse():
+            # It may turn out that nobody draws; then the shared key has not been used.
+            shared = jr.clone(shared)
+        keys = jr.split(shared, axis_size + 1)
+        keep(keys[0])
+        return keys[1:], True
+
+    return split(reference)

@@ -1,0 +1,98 @@
+"""Compiled programs, by what they were compiled from.
+
+Programs belong to the *anchor*, the plain function at the heart of a callable, and to a key; the
+wrapper around it may be made anew on each call. What the anchor's closure, defaults and directly named
+globals are bound to is part of the key, by identity, so that a rebound name is never stale.
+
+Programs hold their anchor weakly, and the table holds the anchor weakly: both go together.
+"""
+
+import threading
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+from .bindings import bindings
+
+
+Entry = TypeVar("Entry")
+
+#: Programs kept per function; the oldest goes first.
+MAX_PROGRAMS = 256
+
+
+class Programs:
+    """The programs of all functions, for one kind of transform."""
+
+    def __init__(self):
+        # By identity, since callables that are equal need not compute the same.
+        self._others: dict[int, tuple[Callable[[], Any], OrderedDict[Any, Any]]] = {}
+        self._lock = threading.Lock()
+
+    def get(
+        self, anchor: Any, key: Hashable, make: Callable[[], Entry], others: Sequence[Any] = ()
+    ) -> Entry:
+        """The program of a function for a key, made where there is none.
+
+        `others` are more functions that are part of the program.
+        """
+        bound = bindings(anchor)
+        for other in others:
+            bound += (other, *bindings(other))
+        full_key = (key, tuple(map(id, bound)))
+        try:
+            return self._of(anchor)[full_key][0]
+        except KeyError:
+            pass
+        made = make()
+        with self._lock:
+            programs = self._of(anchor)
+            if len(programs) >= MAX_PROGRAMS:
+                programs.popitem(last=False)
+            # The bound objects are kept alive, so that no other object gets their identity. The
+            # function itself may be among them (recursion), and must not be.
+            kept = tuple(x for x in bound if x is not anchor)
+            return programs.setdefault(full_key, (made, kept))[0]
+
+    def keys(self, anchor: Any) -> list[Any]:
+        """The keys of the programs that a function has."""
+        with self._lock:
+            return [key for key, _ in self._of(anchor)]
+
+    def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
+        if isinstance(anchor, types.FunctionType):
+            # On the function itself: a closure that leads back to it, as a lambda in a method has, is
+            # then a cycle that the garbage collector sees through.
+            own = anchor.__dict__.get(_OWN)
+            if own is None or own.function() is not anchor:  # functools.wraps copies what it finds
+                own = anchor.__dict__[_OWN] = _Own(anchor)
+            return own.programs.setdefault(id(self), OrderedDict())
+        found = self._others.get(id(anchor))
+        if found is None or found[0]() is not anchor:
+            found = self._others[id(anchor)] = (_reference(anchor, self._others), OrderedDict())
+        return found[1]
+
+
+_OWN = "__pstate_programs__"
+
+
+class _Own:
+    """The programs of one function, by kind of transform. Pickled with a function, it is empty."""
+
+    def __init__(self, function: Any = None):
+        self.function: Any = (lambda: None) if function is None else weakref.ref(function)
+        self.programs: dict[int, OrderedDict[Any, Any]] = {}
+
+    def __reduce__(self) -> Any:
+        return _Own, ()
+
+
+def _reference(anchor: Any, table: dict[int, Any]) -> Callable[[], Any]:
+    """A reference that clears its place in the table; strong for builtins and the like."""
+    identity = id(anchor)
+    try:
+        return weakref.ref(anchor, lambda _: table.pop(identity, None))
+    except TypeError:
+        return lambda: anchor

@@ -1,0 +1,121 @@
+"""What compiled transforms share: a call finds its program, or makes it.
+
+A *program* is a flat function of the operands of a call, which returns arrays and a `Note` of what they
+mean. Called eagerly it runs through an *entry*, which compiles it once for each set of shapes.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+
+from .._calls.call import Call
+from .._calls.callables import anchor_of, anchors_of
+from .._calls.transform import Transform, code_of
+from .._trees.leaves import static_key
+from .cache import Programs
+from .recompilation import warn_of_recompilation
+
+
+#: The programs of all compiled transforms.
+programs = Programs()
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheKey:
+    """The signature of a call of a compiled transform."""
+
+    treedef: Any
+    statics: tuple[Any, ...]
+    avals: tuple[jax.ShapeDtypeStruct, ...]
+    entry: Any = dataclasses.field(repr=False)
+
+
+class Compiled(Transform):
+    """A transform that is compiled once for each signature of its calls."""
+
+    @abc.abstractmethod
+    def _options_key(self) -> Hashable:
+        """What tells transforms of one function apart."""
+
+    @abc.abstractmethod
+    def _program(self, call: Call) -> Any:
+        """The program for calls of this structure."""
+
+    @abc.abstractmethod
+    def _make_entry(self, program: Any) -> Any:
+        """What compiles and runs a program."""
+
+    def _entry(self, call: Call) -> Any:
+        anchor = anchor_of(self.fun)
+        statics = Compiled._static_keys(self, call, anchor)
+        kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
+        options = kind._options_key(self)
+        key = (options, call.signature, statics, call.aliases)
+
+        def make() -> Any:
+            same = [k[2] for k in programs.keys(anchor) if k[:2] == (options, call.signature)]
+            warn_of_recompilation(call, statics, same, code_of(self))
+            return kind._make_entry(self, kind._program(self, call))
+
+        others = tuple(a for a in anchors_of(self.fun) if a is not anchor)
+        return programs.get(anchor, key, make, others)
+
+    def _static_keys(self, call: Call, anchor: Any) -> tuple[Any, ...]:
+        keys: list[Any] = []
+        for i in call.kinds.statics:
+            leaf = call.leaves[i]
+            if leaf is anchor:
+                continue
+            try:
+                keys.append((i, static_key(leaf)))
+            except TypeError:
+                place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
+                raise TypeError(
+                    f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so that "
+                    f"{code_of(self)} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
+                    "jnp.asarray(...), or something hashable."
+                ) from None
+        return tuple(keys)
+
+    # Looking ------------------------------------------------------------------------------------
+
+    def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> CacheKey:
+        """The signature of a call: its structure, static leaves, and the shapes of its arrays.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+
+        **Returns:** a hashable key, equal for calls that share a compiled program.
+        """
+        call = self._call(args, kwargs)
+        avals = tuple(aval(leaf) for leaf in call.kinds.operands(call.leaves))
+        statics = self._static_keys(call, anchor_of(self.fun))
+        return CacheKey(call.treedef, statics, avals, self._entry(call))
+
+    def get_jaxpr_by_cache(self, key: CacheKey) -> Any:
+        """The program that belongs to a key of `get_arg_cache_key`.
+
+        **Returns:** a `jax.core.ClosedJaxpr` whose inputs are the arrays of the call, in order, and
+        whose outputs are the arrays of the output and then of the written states. A call that ran
+        already is not traced again.
+        """
+        return key.entry.jaxpr(key.avals)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """The program of a call, lowered: a `jax.stages.Lowered`.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        """
+        key = self.get_arg_cache_key(*args, **kwargs)
+        return key.entry.lower(key.avals)
+
+
+def aval(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an operand, weak types included."""
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return jax.eval_shape(lambda x: x, leaf)
+    # Not by `jax.eval_shape`, which takes 0.2 ms for each.
+    weak = getattr(leaf, "weak_type", False)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)

@@ -1,0 +1,136 @@
+"""Whose buffers a compiled call gives up.
+
+A buffer is given up by filter where its state is overwritten, and by argument where nobody goes on with
+the argument. So which ones those are is learned from the trace, before anything is compiled.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._calls.call import Call
+from .._calls.flat_function import FlatFunction
+from .._calls.notes import Note, Operand
+from .._calls.signature import ARGS
+from .._ground.errors import UnmatchedFilterWarning
+from .._states.messages import warn
+
+
+#: An argument of a call: its group, and its position or name.
+Argument = tuple[int, Any]
+
+
+@dataclasses.dataclass(eq=False)
+class Donation(FlatFunction):
+    """A function of calls of one structure that may give up buffers, by filter and by argument."""
+
+    donate: Any
+    donate_argnums: tuple[int, ...]
+
+    @property
+    def donates(self) -> bool:
+        return self.donate is not None or bool(self.donate_argnums)
+
+    def donated(
+        self, note: Note, outs: Sequence[Any], arrays: Sequence[Any], kept: Collection[Argument]
+    ) -> tuple[int, ...]:
+        """Which operands give up their buffers.
+
+        `note` and `outs` are what a trace of the function returns; somebody goes on with the `kept`
+        arguments, so that of these only what is overwritten can be given up.
+        """
+        supply = iter(outs[len(outs) - sum(count for _, _, count in note.writes) :])
+        written = {index: [next(supply) for _ in range(count)] for index, _, count in note.writes}
+        self._warn_of_idle_donation(written)
+        by_argument = self._by_argument()
+        returned = {leaf.index for leaf in note.out_leaves if type(leaf) is Operand}
+        static = {index for index, _ in self.statics}
+        operands = [i for i in range(len(self.signature.layout.slot_of_leaf)) if i not in static]
+        return tuple(
+            position
+            for position, leaf in enumerate(operands)
+            if position not in returned
+            and self._is_donated(leaf, arrays[position], written, by_argument, kept)
+        )
+
+    def _by_argument(self) -> set[Argument]:
+        n = self.signature.n_args
+        for number in self.donate_argnums:
+            if not -n <= number < n:
+                raise ValueError(
+                    f"donate_argnums={self.donate_argnums} of {self.described.fn} counts the arguments "
+                    f"that the caller passes, and {n} were passed: positions {list(range(n))}. Write "
+                    "donate_argnums=(0,)."
+                )
+        return {(ARGS, number % n) for number in self.donate_argnums}
+
+    def _is_donated(
+        self,
+        leaf: int,
+        array: Any,
+        written: dict[int, Any],
+        by_argument: Collection[Argument],
+        kept: Collection[Argument],
+    ) -> bool:
+        signature = self.signature
+        argument = signature.argument(signature.layout.key_path_of_leaf[leaf])
+        if argument in by_argument and argument not in kept:
+            return True
+        slot = signature.layout.slot_of_leaf[leaf]
+        if slot is None or slot.index not in written:
+            return False
+        new = written[slot.index]
+        same = len(new) == slot.stop - slot.start and _same_type(new[leaf - slot.start], array)
+        return same and (argument in by_argument or self._selects(slot.index))
+
+    def _selects(self, index: int) -> bool:
+        slot = self.signature.layout.slots[index]
+        return self.donate is not None and bool(self.donate(self.signature.path(index), slot.empty()))
+
+    def _warn_of_idle_donation(self, written: Collection[int]) -> None:
+        if self.donate is None or any(map(self._selects, written)):
+            return
+        writes = ", ".join(f"`{self.place(i)}`" for i in written) or "none"
+        warn(
+            f"donate={self.donate!r} of {self.described.fn} gives up nothing: it selects none of the "
+            f"states that the function writes, which are {writes}. For an argument whose new tree is "
+            "returned, name the argument: donate_argnums=(0,).",
+            UnmatchedFilterWarning,
+        )
+
+
+def _same_type(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
+
+
+def kept_arguments(call: Call) -> frozenset[Argument]:
+    """The arguments that somebody goes on with: those that `pure` gives back, and the live ones."""
+    given = frozenset() if call.contract is None else frozenset(call.contract.arguments)
+    if not call.is_live:
+        return given
+    arguments = call.signature.argument_of_slot
+    pairs = zip(call.states, arguments, strict=True)
+    return given | {argument for state, argument in pairs if state._cell is not None}
+
+
+def with_buffers_of_their_own(arrays: list[Any], donated: Sequence[int]) -> list[Any]:
+    """The operands, with copies of those donated buffers that stand at a second place too."""
+    buffers = list(map(_buffer, arrays)) if donated else []
+    if len(set(buffers)) == len(buffers):
+        return arrays
+    arrays = list(arrays)
+    for position in donated:
+        if buffers.count(buffers[position]) > 1:
+            arrays[position] = jnp.copy(arrays[position])
+            buffers[position] = position
+    return arrays
+
+
+def _buffer(array: Any) -> Any:
+    """What tells buffers apart: two arrays may share one, after a `jax.device_put`, say."""
+    try:
+        return "at", array.unsafe_buffer_pointer()
+    except (AttributeError, RuntimeError, TypeError, ValueError, NotImplementedError):
+        return "object", id(array)  # spread over devices, no numbers, or no JAX array

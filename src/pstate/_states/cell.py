@@ -1,0 +1,189 @@
+"""The live half of states: recordings and what they record.
+
+A *recording* makes every state of a tree live. Each live state shares a *cell*: the place that holds
+the newest value and remembers whether it was read or written. A *link* is the static part of a live
+state when a pytree is taken apart: it equals the static part of a frozen state, so that trees match
+and nothing traces again, yet leads back to the cell, so that a copy of the tree stays live where the
+value is the very same object.
+
+Invariants:
+
+- A cell accepts writes from the thread and the JAX trace that opened its recording, and only until
+  the recording is closed.
+- Links refer to cells weakly: JAX keeps tree structures in its caches, and must not keep tracers.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .._ground.errors import FrozenStateError, TraceScopeError
+from .._ground.values import copy, same
+from .._ground.versions import current_trace
+from .deferred import Deferred
+from .threads import local
+
+
+class Link(tuple):
+    """The tags of a live state, with the way back to its cell.
+
+    Equality, hash and order are those of the plain tuple of tags, and run at the speed of C.
+    """
+
+    cell: "weakref.ref[Cell]"
+
+
+class Recording:
+    """What makes the states of one tree live, and hears of their writes.
+
+    `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
+    `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
+    recording. `data` says of an index whether its state stays frozen, and what to say of a write to it.
+    """
+
+    __slots__ = (
+        "cells",
+        "closed",
+        "data",
+        "frozen",
+        "guard",
+        "original",
+        "place_of",
+        "thread",
+        "title",
+        "trace",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        place_of: Callable[[int], str],
+        *,
+        guard: Callable[["Cell"], None] | None = None,
+        original: Any = None,
+        frozen: Sequence[Any] = (),
+        title: str = "the recording",
+        data: Callable[[int], str | None] | None = None,
+    ):
+        self.data = data
+        self.cells: list[Cell] = []
+        self.closed = False
+        self.thread = threading.get_ident()
+        self.trace = current_trace()
+        self.watch = local.watch
+        self.place_of = place_of
+        self.guard = guard
+        self.original = original
+        self.frozen = frozen
+        self.title = title
+        local.recordings = (*local.recordings, self)
+
+    def close(self, *, check: bool = True) -> None:
+        """End the recording. `check` looks for containers that were edited and not written back."""
+        if self.closed:
+            return
+        self.closed = True
+        self.frozen = ()
+        local.recordings = tuple(r for r in local.recordings if r is not self)
+        # Live states keep their cells; without this list no cycle keeps tracers alive.
+        cells, self.cells = self.cells, []
+        if check:
+            for cell in cells:
+                cell.check_handed_out()
+
+
+class Cell:
+    """Where a live state keeps its value.
+
+    `value` is the newest one, `written` and `read` say what happened, and `index` is the place of the
+    state in its recording.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "handed_out",
+        "index",
+        "link",
+        "read",
+        "recording",
+        "value",
+        "written",
+    )
+
+    def __init__(self, value: Any, tag: tuple[str, ...], recording: Recording):
+        self.value = value
+        self.recording = recording
+        self.index = len(recording.cells)
+        self.written = False
+        self.read = False
+        self.handed_out: list[tuple[Any, Any]] = []
+        self.link = Link(tag)
+        self.link.cell = weakref.ref(self)
+        recording.cells.append(self)
+
+    @property
+    def place(self) -> str:
+        return self.recording.place_of(self.index)
+
+    def get(self) -> Any:
+        """The newest value, computed now if it was deferred."""
+        if type(self.value) is Deferred:
+            self.value = self.value.get()
+        self.read = True
+        return self.value
+
+    def hand_out(self) -> Any:
+        """The newest value for model code: a container is copied, and the copy is watched."""
+        value = self.get()
+        copied = copy(value)
+        if copied is not value and not self.recording.closed:
+            self.handed_out.append((copied, value))
+        return copied
+
+    def put(self, value: Any) -> None:
+        """Record a write."""
+        # A copy that is written back is watched from here on; the others were intermediate values.
+        self.handed_out = [(held, value) for held, _ in self.handed_out if same(held, value)]
+        self.value = value
+        self.written = True
+
+    def check_writable(self, kind: str) -> None:
+        """Raise unless a write here and now is recorded."""
+        recording = self.recording
+        if recording.closed:
+            raise FrozenStateError(
+                f"`{self.place}` ({kind}) was written after {recording.title} ended, so nothing would "
+                "record it. Write inside the recording, or open a new one:\n"
+                "    with ps.record(tree) as live: ...\n"
+                "    tree = ps.freeze(live)"
+            )
+        if threading.get_ident() != recording.thread:
+            raise TraceScopeError(
+                f"`{self.place}` ({kind}) was written from another thread than the one that opened "
+                "its recording. Give each thread its own call and join the results: "
+                "out, tree = ps.pure(f)(tree)."
+            )
+        if current_trace() != recording.trace:
+            raise TraceScopeError(
+                f"`{self.place}` ({kind}) was written under a JAX trace inside {recording.title}: a "
+                "function that a transform runs (jax.vmap, jax.jit, jax.grad, a loop, a branch) closed "
+                "over it, and the write would leak a tracer. Pass the tree through the transform and "
+                "take it back:\n"
+                "    out, tree = jax.jit(ps.pure(f))(tree, x)\n"
+                "or bind the function to it, where the transform is one of pstate's:\n"
+                "    ys = ps.for_loop(ft.partial(f, tree), xs)"
+            )
+        if recording.guard is not None:
+            recording.guard(self)
+
+    def check_handed_out(self) -> None:
+        for held, source in self.handed_out:
+            if not same(held, source):
+                raise FrozenStateError(
+                    f"The container read from `{self.place}` was edited in place and not written "
+                    "back. Reading gives a copy, so the edit would be lost. Write the copy back:\n"
+                    "    value = state.value\n"
+                    "    value[...] = ...\n"
+                    "    state.value = value"
+                )

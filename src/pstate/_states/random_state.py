@@ -1,0 +1,187 @@
+"""Random states: a key that draws replace.
+
+The rule of a draw: `keys = split(key, 2)`; the state becomes `keys[0]`, and `keys[1]` is drawn with.
+A mapping over `n` lanes splits once more, `keys = split(key, n + 1)`, and only if a lane draws: the
+state becomes `keys[0]` and the lanes get the other `n`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Shaped
+
+from .._ground.errors import FrozenStateError
+from .cell import Cell
+from .keys import as_key, batch_shape
+from .state import State, V
+
+
+Shape = int | tuple[int, ...] | None
+
+
+class RandomState(State[V]):
+    """A stream of random numbers: a state that holds a key.
+
+    Draws happen inside a recording (a function run by `pstate.pure`, say), because each replaces the
+    key. Under a mapping each lane draws from a key of its own; `{None: ps.RandomState}` in
+    `state_in_axes` gives all lanes the same.
+
+    **Arguments:**
+
+    - `seed_or_key`: an integer, a typed key of shape `()`, or a raw `uint32` key, which is kept raw.
+        A batch of keys is for mappings that map it along its axis.
+    - `tag`: as for `pstate.State`.
+
+    **Raises:** `TypeError` for what is neither a seed nor a key.
+
+    !!! example
+
+        >>> import jax.random as jr
+        >>> import pstate as ps
+        >>> draw, rng = ps.pure(lambda rng: rng.normal())(ps.RandomState(0))
+        >>> bool(draw == jr.normal(jr.split(jr.key(0))[1]))
+        True
+    """
+
+    __slots__ = ()
+
+    def __init__(self, seed_or_key: Any = None, *, tag: Any = ()):
+        super().__init__(seed_or_key, tag=tag)
+
+    def _as_value(self, value: Any, old: Any) -> Any:
+        return as_key(value)
+
+    def split_key(self, n: int | None = None) -> Shaped[Array, "..."]:
+        """Draw a key, or `n` keys, and advance the state.
+
+        **Arguments:**
+
+        - `n`: how many keys. `None` draws one, of shape `()`.
+
+        **Returns:** a key of shape `()`, or keys of shape `(n,)`. With `keys = split(key, (n or 1) + 1)`
+        the state keeps `keys[0]` and the rest is returned.
+
+        **Raises:** `FrozenStateError` outside a recording; `ValueError` where the state holds a batch
+        of keys.
+        """
+        cell = self._cell
+        if cell is None:
+            raise FrozenStateError(_draw_message(self))
+        cell.check_writable(type(self).__name__)
+        key: Any = self.value
+        if batch_shape(key) != ():
+            raise ValueError(
+                f"`{cell.place}` (RandomState) holds a batch of keys of shape {batch_shape(key)}, and "
+                "a draw takes one. Map over the batch, so that each lane has its own: "
+                "ps.vmap2(f, state_in_axes={0: ps.RandomState})."
+            )
+        keys = jr.split(key, (1 if n is None else n) + 1)
+        cell.put(keys[0])
+        return keys[1] if n is None else keys[1:]
+
+    def key(self) -> Shaped[Array, "..."]:
+        """A fresh key for any function of `jax.random`. The same as `split_key()`."""
+        return self.split_key()
+
+    # Distributions, in NumPy's manner: parameters, then `size`. Without `size` the result has the
+    # shape to which the parameters broadcast.
+
+    def random(self, size: Shape = None) -> Array:
+        """Uniform on [0, 1). `size` is the shape of the result."""
+        return jr.uniform(self.key(), _shape(size))
+
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Shape = None) -> Array:
+        """Uniform on [low, high)."""
+        return jr.uniform(self.key(), _shape(size, low, high), minval=low, maxval=high)
+
+    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None) -> Array:
+        """Normal, with mean `loc` and standard deviation `scale`."""
+        return loc + scale * jr.normal(self.key(), _shape(size, loc, scale))
+
+    def truncated_normal(
+        self, lower: Any, upper: Any, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None
+    ) -> Array:
+        """Normal, cut to [lower, upper], which count standard deviations from `loc`."""
+        shape = _shape(size, lower, upper, loc, scale)
+        return loc + scale * jr.truncated_normal(self.key(), lower, upper, shape)
+
+    def lognormal(self, mean: Any = 0.0, sigma: Any = 1.0, size: Shape = None) -> Array:
+        """The exponential of a normal with mean `mean` and standard deviation `sigma`."""
+        return jnp.exp(self.normal(mean, sigma, size))
+
+    def integers(self, low: Any, high: Any = None, size: Shape = None) -> Array:
+        """Integers of [low, high), or of [0, low) without `high`; int32."""
+        low, high = (0, low) if high is None else (low, high)
+        return jr.randint(self.key(), _shape(size, low, high), low, high)
+
+    def bernoulli(self, p: Any = 0.5, size: Shape = None) -> Array:
+        """`True` with probability `p`; bool."""
+        return jr.bernoulli(self.key(), p, _shape(size, p))
+
+    def binomial(self, n: Any, p: Any, size: Shape = None) -> Array:
+        """How many of `n` trials succeed, each with probability `p`; float."""
+        return jr.binomial(self.key(), n, p, _shape(size, n, p))
+
+    def poisson(self, lam: Any = 1.0, size: Shape = None) -> Array:
+        """Poisson counts with mean `lam`; int32."""
+        return jr.poisson(self.key(), lam, _shape(size, lam))
+
+    def exponential(self, scale: Any = 1.0, size: Shape = None) -> Array:
+        """Exponential with mean `scale`."""
+        return scale * jr.exponential(self.key(), _shape(size, scale))
+
+    def gamma(self, shape: Any, scale: Any = 1.0, size: Shape = None) -> Array:
+        """Gamma with shape parameter `shape` and scale `scale`."""
+        return scale * jr.gamma(self.key(), shape, _shape(size, shape, scale))
+
+    def beta(self, a: Any, b: Any, size: Shape = None) -> Array:
+        """Beta with parameters `a` and `b`."""
+        return jr.beta(self.key(), a, b, _shape(size, a, b))
+
+    def laplace(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None) -> Array:
+        """Laplace with mean `loc` and scale `scale`."""
+        return loc + scale * jr.laplace(self.key(), _shape(size, loc, scale))
+
+    def multivariate_normal(self, mean: Any, cov: Any, size: Shape = None) -> Array:
+        """Normal vectors: mean (..., n) and covariance (..., n, n) give shape size + (n,)."""
+        shape = None if size is None else _shape(size)
+        return jr.multivariate_normal(self.key(), jnp.asarray(mean), jnp.asarray(cov), shape)
+
+    def categorical(self, logits: Any, size: Shape = None) -> Array:
+        """Indices along the last axis of `logits`, by their unnormalised log-probabilities; int32."""
+        logits = jnp.asarray(logits)
+        shape = None if size is None else _shape(size)
+        return jr.categorical(self.key(), logits, shape=shape)
+
+    def choice(self, a: Any, size: Shape = None, replace: bool = True, p: Any = None) -> Array:
+        """Elements of `a` (or of range(a)), with probabilities `p`."""
+        a = a if isinstance(a, int) else jnp.asarray(a)
+        return jr.choice(self.key(), a, _shape(size), replace, p)
+
+    def permutation(self, x: Any) -> Array:
+        """`x` shuffled along its first axis, or the integers of [0, x) shuffled."""
+        return jr.permutation(self.key(), x if isinstance(x, int) else jnp.asarray(x))
+
+
+def holds_one_key(state: State) -> bool:
+    """Whether a state is a random state with a single key, which a mapping splits."""
+    if not isinstance(state, RandomState):
+        return False
+    cell: Cell | None = state._cell
+    child = state._child if cell is None else cell.value
+    return hasattr(child, "shape") and batch_shape(child) == ()
+
+
+def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:
+    if size is None:
+        return jnp.broadcast_shapes(*(jnp.shape(p) for p in parameters))
+    return (size,) if isinstance(size, int) else tuple(size)
+
+
+def _draw_message(state: State) -> str:
+    return (
+        f"`{state!r}` was drawn from outside a recording. A draw replaces the key, so it happens in a "
+        "function that `pure` runs, which gives the advanced state back:\n"
+        "    draw, rng = ps.pure(lambda rng: rng.normal())(rng)"
+    )

@@ -1,0 +1,257 @@
+"""`cond` and `switch`: one of several functions.
+
+The states of what the branches are bound to, and of the operands, are held: each branch gives all of
+them back, so that branches may write different ones.
+"""
+
+import dataclasses
+import functools as ft
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from .._calls.call import Call
+from .._calls.callables import Several
+from .._calls.flat_function import flat_function_of
+from .._calls.notes import NEXT, arrays_of
+from .._calls.running import Run, run_body
+from .._calls.transform import checked
+from .._ground.errors import StateTypeError
+from .._trees.leaves import operand_mask, static_key
+from .carried_states import carried_states, same_type, shown_type
+from .control_flow import ControlFlow, FlowFunction, codes_of
+from .statements import shown_arguments
+
+
+@dataclasses.dataclass
+class _Found:
+    """What the run of a branch found: structures and types. No values: they are tracers."""
+
+    fn: str
+    out_treedef: Any
+    out_leaves: list[Any]
+    out_types: list[Any]
+    state_types: list[Any]
+    reads: frozenset[int]
+    writes: frozenset[int]
+    echoed: tuple[tuple[int, str], ...]
+
+
+@dataclasses.dataclass(eq=False)
+class _Choice(FlowFunction):
+    """A choice among branches, for calls of one structure. `codes` are the branches as code."""
+
+    choose: Callable[..., Any]
+    codes: Sequence[str]
+
+    def flow(self, leaves: list[Any]) -> Run:
+        return _Choosing(self, leaves).run()
+
+
+class _Choosing:
+    """A choice among branches, for the leaves of one call."""
+
+    def __init__(self, body: _Choice, leaves: list[Any]):
+        self.body = body
+        self.leaves = leaves
+        self.held = carried_states(body, lambda slot: True)
+        mask = operand_mask(leaves)
+        in_state = body.signature.layout.slot_of_leaf
+        operands = range(body.signature.n_fn + 1, len(leaves))
+        self.passed = [i for i in operands if mask[i] and in_state[i] is None]
+        self.found: list[_Found] = []
+
+    def run(self) -> Run:
+        body, leaves = self.body, self.leaves
+        branches = [ft.partial(self._branch, k) for k in range(len(body.codes))]
+        operands = (self.held.values(leaves), [leaves[i] for i in self.passed])
+        index = leaves[body.signature.n_fn]
+        arrays, values = (
+            jax.lax.cond(index, *branches, operands)
+            if body.choose is jax.lax.cond
+            else jax.lax.switch(index, branches, operands)
+        )
+        supply = iter(arrays)
+        one = self.found[0]
+        out = one.out_treedef.unflatten([next(supply) if x is NEXT else x for x in one.out_leaves])
+        written = frozenset[int]().union(*(found.writes for found in self.found))
+        reads = frozenset[int]().union(*(found.reads for found in self.found))
+        echoed = tuple(pair for found in self.found for pair in found.echoed)
+        writes = {
+            slot.index: jtu.tree_structure(shown).unflatten(value)
+            for slot, value, shown in zip(self.held.slots, values, one.state_types, strict=True)
+            if slot.index in written
+        }
+        return Run(out, writes, reads, echoed, None)
+
+    def _branch(self, which: int, operands: Any) -> Any:
+        values, passed = operands
+        body = self.body
+        own = list(self.leaves)
+        for i, value in zip(self.passed, passed, strict=True):
+            own[i] = value
+        self.held.put(own, body.signature.layout.slots, values)
+        recording = body.recording(own, body.aliases_within(which))
+        call = lambda fn, args, kwargs: fn.callables[which](*args[1:])
+        run = run_body(body.signature.treedef, own, recording, call)
+        leaves, treedef = jtu.tree_flatten(run.out)
+        is_array = arrays_of(run.out, leaves)
+        newest = self.held.newest(run, own)
+        representative = self.held.representative
+        found = _Found(
+            body.codes[which],
+            treedef,
+            [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)],
+            [_type(leaf) if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)],
+            [jtu.tree_map(_type, value) for value in newest],
+            frozenset(representative[i] for i in run.reads),
+            frozenset(representative[i] for i in run.writes),
+            run.echoed,
+        )
+        for other in self.found:
+            self._refuse_difference(other, found)
+        self.found.append(found)
+        arrays = [leaf for leaf, is_one in zip(leaves, is_array, strict=True) if is_one]
+        return arrays, [jtu.tree_leaves(value) for value in newest]
+
+    def _refuse_difference(self, one: _Found, other: _Found) -> None:
+        for slot, first, second in zip(self.held.slots, one.state_types, other.state_types, strict=True):
+            if not (same_type(first, second) or same_type(second, first)):
+                raise StateTypeError(
+                    f"`{self.body.place(slot.index)}` ({slot.kind.__name__}) leaves {one.fn} as "
+                    f"{shown_type(first)} and {other.fn} as {shown_type(second)}. The branches of "
+                    f"{self.body.described.fn} give back the same types: write a value of the "
+                    "same shape and dtype in both, state.value = jnp.asarray(new, state.value.dtype), "
+                    "or fill or reshape the state before."
+                )
+        self._refuse_other_output(one, other)
+
+    def _refuse_other_output(self, one: _Found, other: _Found) -> None:
+        start = f"The branches of {self.body.described.fn} return the same tree with the same types: "
+        first, second = (found.out_treedef.unflatten(found.out_types) for found in (one, other))
+        if one.out_treedef != other.out_treedef:
+            raise TypeError(
+                f"{start}{one.fn} returns {shown_type(first)} and {other.fn} {shown_type(second)}."
+            )
+        for a, b in zip(one.out_types, other.out_types, strict=True):
+            if not _same_output(a, b):
+                raise TypeError(
+                    f"{start}{one.fn} returns {shown_type(first)} and {other.fn} {shown_type(second)}. "
+                    "Convert: jnp.asarray(out, dtype)."
+                )
+
+
+def _type(leaf: Any) -> jax.ShapeDtypeStruct:
+    aval = jax.eval_shape(lambda: leaf) if not hasattr(leaf, "dtype") else leaf
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def _same_output(a: Any, b: Any) -> bool:
+    if isinstance(a, jax.ShapeDtypeStruct) and isinstance(b, jax.ShapeDtypeStruct):
+        return same_type(a, b) or same_type(b, a)
+    return static_key(a) == static_key(b)
+
+
+class _Chooser(ControlFlow):
+    """A choice, called as a statement. `choose` is JAX's."""
+
+    choose: Callable[..., Any] = eqx.field(static=True)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = ControlFlow._call(self, args, kwargs)
+        n = call.signature.n_fn
+        if call.signature.starts[1] != n + 1 or not call.kinds.mask[n]:
+            (name, *_) = call.names
+            raise TypeError(
+                f"`{name}` of {self._code()} is an array of shape () or a number; got {args[0]!r}. "
+                "For each lane by itself there is ps.vmap2."
+            )
+        return call
+
+    def _options_key(self) -> Hashable:
+        return _Chooser, self.choose
+
+    def _program(self, call: Call) -> _Choice:
+        return flat_function_of(call, self._code(), _Choice, self.choose, codes_of(self.fun))
+
+    def _code(self) -> str:
+        codes = ", ".join(codes_of(self.fun))
+        return f"ps.cond({codes})" if self.choose is jax.lax.cond else f"ps.switch([{codes}])"
+
+    def _shown(self, call: Call, index: int) -> str:
+        codes = ", ".join(codes_of(self.fun))
+        chosen = f"pred, {codes}" if self.choose is jax.lax.cond else f"index, [{codes}]"
+        name = "cond" if self.choose is jax.lax.cond else "switch"
+        return f"ps.{name}({', '.join([chosen, *shown_arguments(call)[1:]])})"
+
+
+def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
+    """Call one of two functions.
+
+    As `jax.lax.cond`, with states: those of the modules that the functions are bound to, of partials,
+    and of the operands. The branches may write different ones. Called eagerly the choice is compiled
+    once for each signature.
+
+    **Arguments:**
+
+    - `pred`: a `bool` of shape `()`.
+    - `true_fun`, `false_fun`: functions, bound methods, callable modules or partials: `f(*operands)`.
+        Both return the same tree, with the same shapes and dtypes.
+    - `operands`: any pytrees. Numbers become arrays; what else is no array is passed as it is.
+
+    **Returns:** what the chosen function returns.
+
+    **Raises:** `StateTypeError` for a state that leaves the branches with different shapes or dtypes;
+    `TypeError` for outputs that differ; `FrozenStateError` for a write that nobody takes.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> def up(counter, by):
+        ...     counter.value += by
+        >>> def stay(counter, by):
+        ...     pass
+        >>> def step(counter, on):
+        ...     ps.cond(on, up, stay, counter, 2)
+        >>> _, counter = ps.pure(step)(ps.State(5), True)
+        >>> counter.value.item()
+        7
+    """
+    return _Chooser(Several((checked(true_fun), checked(false_fun)), ("pred",)), jax.lax.cond)(
+        pred, *operands
+    )
+
+
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
+    """Call one of several functions.
+
+    As `jax.lax.switch`, with states; see `cond`.
+
+    **Arguments:**
+
+    - `index`: an integer of shape `()`, clamped to the branches there are.
+    - `branches`: functions, bound methods, callable modules or partials: `f(*operands)`.
+    - `operands`: any pytrees.
+
+    **Returns:** what the chosen function returns.
+
+    **Raises:** as `cond`; `ValueError` without branches.
+
+    !!! example
+
+        >>> import functools as ft
+        >>> import pstate as ps
+        >>> def add(counter, by):
+        ...     counter.value += by
+        >>> def step(counter, index):
+        ...     ps.switch(index, [ft.partial(add, by=by) for by in (1, 10, 100)], counter)
+        >>> _, counter = ps.pure(step)(ps.State(0), 1)
+        >>> counter.value.item()
+        10
+    """
+    if not branches:
+        raise ValueError("ps.switch has no branch to choose. Write ps.switch(index, [f, g], *operands).")
+    return _Chooser(Several(tuple(map(checked, branches)), ("index",)), jax.lax.switch)(index, *operands)

@@ -1,0 +1,125 @@
+"""States that a loop or a branch holds.
+
+JAX's loops and branches take arrays and give arrays of the same types back. A *held* state goes in with
+its newest value and comes out with its newest value, whether or not it was written: JAX sees by itself
+what only passes through. Two places that are one state, in two branches of one module say, are held
+once.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._calls.flat_function import FlatFunction
+from .._calls.running import Run
+from .._ground.errors import StateTypeError
+from .._ground.values import short_dtype
+from .._trees.slots import Slot
+
+
+@dataclasses.dataclass(frozen=True)
+class CarriedStates:
+    """The held states of a call: `slots` without repetition, and the `representative` of every slot."""
+
+    slots: tuple[Slot, ...]
+    representative: dict[int, int]
+
+    def values(self, leaves: Sequence[Any]) -> list[list[Any]]:
+        """The leaves of each held state."""
+        return [list(leaves[slot.start : slot.stop]) for slot in self.slots]
+
+    def put(self, leaves: list[Any], slots: Sequence[Slot], values: Sequence[Any]) -> None:
+        """Give all places of the held states these leaves."""
+        by_slot = {held.index: value for held, value in zip(self.slots, values, strict=True)}
+        for slot in slots:
+            if slot.index in self.representative:
+                leaves[slot.start : slot.stop] = by_slot[self.representative[slot.index]]
+
+    def newest(self, run: Run, leaves: Sequence[Any]) -> list[Any]:
+        """The value of each held state after a run: written, or as it came."""
+        writes = {self.representative.get(i): value for i, value in run.writes.items()}
+        return [
+            writes[slot.index] if slot.index in writes else slot.value(leaves) for slot in self.slots
+        ]
+
+
+def carried_states(body: FlatFunction, is_held: Callable[[Slot], bool]) -> CarriedStates:
+    """The held states of a body's calls."""
+    slots = [slot for slot in body.signature.layout.slots if is_held(slot)]
+    representative = {slot.index: slot.index for slot in slots}
+    for first, second in body.aliases:
+        if first in representative and second in representative:
+            representative[second] = representative[first]
+    own = tuple(slot for slot in slots if representative[slot.index] == slot.index)
+    return CarriedStates(own, representative)
+
+
+def refuse_changed_states(body: FlatFunction, held: CarriedStates, run: Run, leaves: Sequence[Any]) -> None:
+    """Raise where a loop's body wrote a held state with a value of another type.
+
+    A weakly typed value may become strong: JAX changes it before the loop, as it does in its own.
+    """
+    for index, value in run.writes.items():
+        if index not in held.representative:
+            continue
+        slot = body.signature.layout.slots[index]
+        before, after = slot.value(leaves), value
+        if not same_type(before, after):
+            advice = (
+                "fill the state before the loop, with a value of that shape and dtype."
+                if before is None
+                else "write a value of the same shape and dtype, state.value = "
+                "jnp.asarray(new, state.value.dtype).reshape(state.value.shape), or give the state the "
+                "other type before the loop."
+            )
+            raise StateTypeError(
+                f"`{body.place(index)}` ({slot.kind.__name__}) came into {body.described.fn} as "
+                f"{shown_type(before)}, and the body wrote {shown_type(after)}. A loop keeps types: "
+                f"{advice}"
+            )
+
+
+def same_type(before: Any, after: Any) -> bool:
+    """Whether two values have the same structure, shapes and dtypes, but for weak types before."""
+    old, old_treedef = jtu.tree_flatten(before)
+    new, new_treedef = jtu.tree_flatten(after)
+    return old_treedef == new_treedef and all(
+        _same_array_type(a, b) for a, b in zip(old, new, strict=True)
+    )
+
+
+def _same_array_type(before: Any, after: Any) -> bool:
+    if before.shape != getattr(after, "shape", ()):
+        return False
+    if before.dtype == getattr(after, "dtype", None):
+        return True
+    # A weakly typed value becomes what JAX promotes it to together with the other.
+    kind = _WEAK.get(before.dtype.kind) if getattr(before, "weak_type", False) else None
+    return kind is not None and jnp.result_type(kind, after.dtype) == after.dtype
+
+
+_WEAK = {"b": bool, "i": int, "f": float, "c": complex}
+
+
+def shown_type(value: Any) -> str:
+    """The type of a state's value, for messages."""
+    if value is None:
+        return "empty"
+    leaves, treedef = jtu.tree_flatten(value)
+    shown = [_Shown(leaf) for leaf in leaves]
+    return repr(treedef.unflatten(shown))
+
+
+class _Shown:
+    def __init__(self, leaf: Any):
+        self.text = (
+            f"{short_dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
+            if hasattr(leaf, "dtype")
+            else repr(leaf)
+        )
+
+    def __repr__(self) -> str:
+        return self.text

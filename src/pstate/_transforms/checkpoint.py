@@ -1,0 +1,72 @@
+"""`checkpoint`: recompute in the backward pass instead of keeping."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._calls.around import finish, settle, with_values
+from .._calls.call import Call
+from .._calls.flat_function import flat_function_of
+from .._calls.notes import Note, taken_apart
+from .._calls.running import Writes
+from .._calls.transform import Transform, checked, code_of
+
+
+class Checkpoint(Transform):
+    """What `checkpoint` returns."""
+
+    fun: Callable[..., Any]
+    prevent_cse: bool = eqx.field(static=True)
+    policy: Callable[..., Any] | None = eqx.field(static=True)
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        body = flat_function_of(call, code_of(self))
+
+        def flat(*arrays: Any) -> tuple[list[Any], Note]:
+            return taken_apart(body.run(body.leaves(arrays)))
+
+        recomputed = jax.checkpoint(flat, prevent_cse=self.prevent_cse, policy=self.policy)
+        arrays, note = with_values(self, call, lambda leaves: recomputed(*call.kinds.operands(leaves)))
+        out, writes = finish(self, call, note, note.result(arrays), threaded)
+        settle(call, note.reads, writes)
+        return out, writes
+
+
+def checkpoint(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    prevent_cse: bool = True,
+    policy: Callable[..., Any] | None = None,
+) -> Any:
+    """Recompute a stateful function in the backward pass, instead of keeping what it computed.
+
+    As `jax.checkpoint`, with states: the forward pass writes them, and the recomputation does not do so
+    again. Leaves that are no arrays are static. Usable as a decorator, with options and without.
+
+    **Arguments:**
+
+    - `fn`: a function, bound method, callable module, partial, or a transform of one.
+    - `prevent_cse`, `policy`: as in `jax.checkpoint`.
+
+    **Returns:** a stateful function, called like `fn`.
+
+    **Raises:** what a call of `fn` raises.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def layer(model, x):
+        ...     model["calls"].value += 1
+        ...     return jnp.sin(model["w"].value * x)
+        >>> model = {"w": ps.ParamState(2.0), "calls": ps.State(0)}
+        >>> gradient, model = ps.pure(ps.grad(ps.checkpoint(layer)))(model, 0.0)
+        >>> gradient["w"].value.item(), model["calls"].value.item()
+        (0.0, 1)
+    """
+    if fn is None:
+        return lambda fn: checkpoint(fn, prevent_cse=prevent_cse, policy=policy)
+    return Checkpoint(checked(fn), prevent_cse, policy)

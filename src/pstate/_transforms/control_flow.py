@@ -1,0 +1,89 @@
+"""What loops and branches share.
+
+They are statements, `scan(f, init, xs)`. Called eagerly they are compiled once for each signature and
+cached, like a mapping; under a trace they are inlined.
+"""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._calls.around import finish, settle, with_values
+from .._calls.call import Call
+from .._calls.callables import Several
+from .._calls.flat_function import FlatFunction
+from .._calls.notes import Note, arrays_of, taken_apart
+from .._calls.running import Run, Writes
+from .._ground.versions import is_eager, jit_is_disabled
+from .._programs.compiled import Compiled
+from .._programs.entry import Entry
+from .._trees.packed import unpacked
+from .statements import Statement, callable_code
+
+
+_CONVERTED = (bool, int, float, complex, np.ndarray, np.generic)
+
+
+class FlowFunction(FlatFunction):
+    """A loop or a choice, as a flat function of arrays."""
+
+    def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
+        return taken_apart(self.flow(self.leaves(arrays)))
+
+    @abc.abstractmethod
+    def flow(self, leaves: list[Any]) -> Run:
+        """Run it on all leaves of a call."""
+
+
+class ControlFlow(Statement, Compiled):
+    """A loop or a choice."""
+
+    fun: Any  # a callable, or several
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        # A carry is taken apart and put together in the loop, and so must be a tree from the start.
+        args = tuple(map(unpacked, args))
+        call = Call(self.fun, args, kwargs)
+        n = call.treedef.children()[0].num_leaves
+        if any(isinstance(leaf, _CONVERTED) for leaf in call.leaves[n:]):
+            # As in JAX, numbers are arrays. Those inside modules are configuration, here as anywhere.
+            is_array = arrays_of(args, call.leaves[n:])
+            call.leaves[n:] = [
+                _converted(x) if is_one and isinstance(x, _CONVERTED) else x
+                for x, is_one in zip(call.leaves[n:], is_array, strict=True)
+            ]
+        return call
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
+
+        def run(leaves: list[Any]) -> tuple[list[Any], Note]:
+            operands = call.kinds.operands(leaves)
+            if is_eager() and not jit_is_disabled():
+                return Compiled._entry(self, call).run(operands)
+            return kind._program(self, call)(*operands)
+
+        arrays, note = with_values(self, call, run)
+        out, writes = finish(self, call, note, note.result(arrays), threaded)
+        settle(call, note.reads, writes)
+        return out, writes
+
+    def _make_entry(self, program: Any) -> Entry:
+        name = self._code().removeprefix("ps.").partition("(")[0]
+        return Entry(program, name, "Bind the function to the tree that holds it: ft.partial(f, tree).")
+
+
+def _converted(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray | np.generic):
+        # NumPy's still, since under a trace JAX would copy it in an equation of its own.
+        return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
+    return jnp.asarray(leaf)
+
+
+def codes_of(fn: Any) -> Sequence[str]:
+    """The callables of a loop or a choice as code."""
+    return [callable_code(one) for one in (fn.callables if isinstance(fn, Several) else (fn,))]

@@ -1,0 +1,214 @@
+"""Transforms that take derivatives.
+
+What is differentiated are leaves of one argument, or several; all others are constants. Writes made
+inside are kept, as the auxiliary output of the JAX transform underneath.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._calls.around import finish, settle, with_values
+from .._calls.call import Call
+from .._calls.callables import carrier_of
+from .._calls.code import as_code
+from .._calls.flat_function import flat_function_of
+from .._calls.notes import Note, taken_apart
+from .._calls.running import Run, Writes
+from .._calls.transform import Transform, code_of
+from ..filter import Trainable
+from .statements import Statement, callable_code, shown_arguments
+from .wrt import Chosen, Options, Trees, Wrt
+
+
+class Derivative(Transform):
+    """A stateful function that gives derivatives of another."""
+
+    fun: Callable[..., Any]
+    wrt: Any = eqx.field(static=True)
+    argnums: int | tuple[int, ...] | None = eqx.field(static=True)
+    has_aux: bool = eqx.field(static=True)
+    holomorphic: bool = eqx.field(static=True, default=False)
+
+    _name: ClassVar[str]
+
+    @abc.abstractmethod
+    def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
+        """`(result, kept)`, where `function(chosen)` returns `(out, kept)`."""
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        # As in JAX, a number can be differentiated where it is an argument by itself.
+        argnums = self.argnums
+        if argnums is None:
+            argnums = () if carrier_of(self.fun) is not None else (0,)
+        numbers = (argnums,) if isinstance(argnums, int) else argnums
+        chosen = {number % len(args) for number in numbers if args}
+        converted = tuple(
+            jnp.asarray(a) if i in chosen and type(a) in (float, complex) else a
+            for i, a in enumerate(args)
+        )
+        return Call(self.fun, converted, kwargs)
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        kind = type(self)
+        body = flat_function_of(call, code_of(self))
+
+        def differentiated(leaves: list[Any]) -> Any:
+            wrt = Wrt(Options(self.wrt, self.argnums, kind._code(self)), call, leaves)
+
+            def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
+                run = body.run(wrt.put(leaves, chosen))
+                out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
+                return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
+
+            return kind._differentiate(self, function, wrt.chosen(leaves), wrt)
+
+        result, (arrays, note) = with_values(self, call, differentiated)
+        aux, writes = finish(self, call, note, note.result(arrays), threaded)
+        settle(call, note.reads, writes)
+        return self._with_aux(result, aux), writes
+
+    def _with_aux(self, result: Any, aux: Any) -> Any:
+        return (result, aux) if self.has_aux else result
+
+    def _argument_or_several(self, trees: tuple[Any, ...]) -> Any:
+        return trees if isinstance(self.argnums, tuple) else trees[0]
+
+    def _code(self) -> str:
+        return f"ps.{self._name}({', '.join([code_of(self.fun), *self._options()])})"
+
+    def _options(self) -> list[str]:
+        """The options that are not the default, as code."""
+        options = (
+            ("wrt", self.wrt, Trainable),
+            ("argnums", self.argnums, None),
+            ("has_aux", self.has_aux, False),
+            ("holomorphic", self.holomorphic, False),
+        )
+        return [f"{name}={as_code(value)}" for name, value, default in options if value != default]
+
+
+def _pair(derivative: Derivative, out: Any) -> tuple[Any, Any]:
+    if isinstance(out, tuple) and len(out) == 2:
+        return out
+    raise TypeError(
+        f"{derivative._code()} has has_aux=True, so the function returns a pair, "
+        f"(what is differentiated, auxiliary data); got {type(out).__name__}. Write return loss, aux."
+    )
+
+
+class ValueAndGrad(Derivative):
+    _name: ClassVar[str] = "value_and_grad"
+
+    def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
+        differentiate = jax.value_and_grad(function, has_aux=True, holomorphic=self.holomorphic)
+        (value, kept), gradients = differentiate(chosen)
+        return (value, self._argument_or_several(wrt.trees(gradients))), kept
+
+    def _with_aux(self, result: Any, aux: Any) -> Any:
+        value, gradients = result
+        return ((value, aux), gradients) if self.has_aux else result
+
+
+class Grad(ValueAndGrad):
+    _name: ClassVar[str] = "grad"
+
+    def _with_aux(self, result: Any, aux: Any) -> Any:
+        _, gradients = result
+        return (gradients, aux) if self.has_aux else gradients
+
+
+class Jacobian(Derivative):
+    """A Jacobian, or a Hessian: `jacobian` is JAX's."""
+
+    jacobian: Callable[..., Any] = eqx.field(static=True, default=jax.jacrev)
+
+    def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
+        differentiate = self.jacobian(function, has_aux=True, holomorphic=self.holomorphic)
+        result, kept = differentiate(chosen)
+
+        def as_trees(item: Any) -> Any:
+            if not isinstance(item, Chosen):
+                return item
+            return self._argument_or_several(wrt.trees([spread(each) for each in item]))
+
+        def spread(result: Any) -> Any:
+            return jtu.tree_map(as_trees, result, is_leaf=lambda x: isinstance(x, Chosen))
+
+        return spread(result), kept
+
+    def _code(self) -> str:
+        return f"ps.{self.jacobian.__name__}({', '.join([code_of(self.fun), *self._options()])})"
+
+
+class Vjp(Statement, Derivative):
+    _name: ClassVar[str] = "vjp"
+
+    def _options(self) -> list[str]:
+        return Derivative._options(self)
+
+    def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
+        out, pull, kept = jax.vjp(function, chosen, has_aux=True)
+        return (out, jtu.Partial(_PullBack(wrt.trees), pull)), kept
+
+    def _with_aux(self, result: Any, aux: Any) -> Any:
+        return (*result, aux) if self.has_aux else result
+
+
+@dataclasses.dataclass(frozen=True)
+class _PullBack:
+    """The function from cotangents of the output to those of the arguments."""
+
+    trees: Trees
+
+    def __call__(self, pull: Callable[..., Any], cotangents: Any) -> tuple[Any, ...]:
+        (chosen,) = pull(cotangents)
+        return self.trees(chosen)
+
+
+class Jvp(Statement, Derivative):
+    tangents: tuple[Any, ...] = ()
+
+    _name: ClassVar[str] = "jvp"
+
+    def _options(self) -> list[str]:
+        return Derivative._options(self)
+
+    def _shown(self, call: Call, index: int) -> str:
+        primals = ", ".join(shown_arguments(call))
+        arguments = [callable_code(self.fun), f"({primals},)", "tangents", *self._options()]
+        return f"ps.jvp({', '.join(arguments)})"
+
+    def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
+        tangents = self._chosen_tangents(wrt, chosen)
+        out, tangent, kept = jax.jvp(function, (chosen,), (tangents,), has_aux=True)
+        return (out, tangent), kept
+
+    def _with_aux(self, result: Any, aux: Any) -> Any:
+        return (*result, aux) if self.has_aux else result
+
+    def _chosen_tangents(self, wrt: Wrt, chosen: Chosen) -> Chosen:
+        places = wrt.trees(range(len(wrt.leaves)))
+        found: dict[int, Any] = {}
+        try:
+            jtu.tree_map(found.__setitem__, places, tuple(self.tangents))
+        except ValueError:
+            raise ValueError(
+                f"The tangents of {self._code()} do not fit: a tuple with an entry for each argument "
+                "that is differentiated is expected, each with the argument's tree, and None where "
+                f"nothing is differentiated; got {jtu.tree_structure(tuple(self.tangents))} for "
+                f"{jtu.tree_structure(places)}. Write tangents = "
+                "(jax.tree.map(jnp.ones_like, eqx.filter(model, ps.select(model))),), and count further "
+                "arguments in argnums."
+            ) from None
+        numbers = (bool, int, float, complex)
+        return Chosen(
+            jnp.asarray(found[i], leaf.dtype) if type(found[i]) in numbers else found[i]
+            for i, leaf in enumerate(chosen)
+        )

@@ -1,0 +1,234 @@
+"""`jit`: compiled stateful functions.
+
+The compiled call returns the output and the written states, and nothing that merely passed through: what
+the output shares with the arguments is put in outside.
+"""
+
+import types
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from .._calls.around import finish, refuse_echoed, settle, with_values
+from .._calls.call import Call
+from .._calls.code import as_code
+from .._calls.flat_function import flat_function_of
+from .._calls.notes import Note, taken_apart
+from .._calls.running import Writes
+from .._calls.transform import checked, code_of
+from .._ground.errors import CapturedStateError
+from .._ground.typing import Filter, as_tuple
+from .._ground.versions import is_eager, jit_is_disabled
+from .._programs.capturing import Captured, captured_message, watched
+from .._programs.compiled import Compiled, programs
+from .._programs.donation import Argument, Donation, kept_arguments, with_buffers_of_their_own
+from .._programs.packed_calls import PackedProgram, packed_program
+from .._trees.leaves import kinds_of
+from ..filter import to_predicate
+
+
+class _Program(Donation):
+    """The body as a flat function."""
+
+    def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
+        return taken_apart(self.run(self.leaves(arrays)), arrays)
+
+
+class _JitEntry:
+    """The compiled programs of calls of one structure, by the shapes of their operands."""
+
+    def __init__(self, program: _Program, name: str):
+        self.program = program
+        self.flat = watched(program, name)
+        self.jitted = jax.jit(self.flat)
+        self._donating: dict[Any, tuple[tuple[int, ...], Note, Any]] = {}
+        self._by_donated: dict[tuple[int, ...], Any] = {}
+
+    def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
+        return self._looked_at(lambda: self.jitted(*arrays))
+
+    def run_donating(
+        self, arrays: list[Any], kept: frozenset[Argument], check: Callable[[Note], None]
+    ) -> tuple[list[Any], Note]:
+        """Run, and give up buffers. `check` raises where the call will be refused: it must not run."""
+        donated, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
+        check(note)
+        return jitted(*with_buffers_of_their_own(arrays, donated))
+
+    def jaxpr(self, avals: Sequence[Any]) -> Any:
+        """The program; a call that ran is not traced again."""
+        return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
+
+    def lower(self, avals: Sequence[Any]) -> Any:
+        """The program, lowered."""
+        if not self.program.donates:
+            return self._looked_at(lambda: self.jitted.lower(*avals))
+        return self._looked_at(lambda: self._donates(avals, frozenset())[2].lower(*avals))
+
+    def _looked_at(self, look: Callable[[], Any]) -> Any:
+        try:
+            return look()
+        except Captured as captured:
+            raise self.error(captured) from None
+
+    def error(self, captured: Captured) -> CapturedStateError:
+        """What to raise where the body read a captured state."""
+        return CapturedStateError(captured_message(self.program.described.fn, captured.shown))
+
+    def _donates(
+        self, arrays: Sequence[Any], kept: frozenset[Argument]
+    ) -> tuple[tuple[int, ...], Note, Any]:
+        """Which operands these shapes donate, what is returned, and the function that does so.
+
+        One trace serves all: JAX keeps it by the function and the shapes.
+        """
+        key = (kept, *((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays))
+        found = self._donating.get(key)
+        if found is None:
+            outs, note = self.jitted.trace(*arrays).out_info
+            donated = self.program.donated(note, outs, arrays, kept)
+            jitted = self._by_donated.get(donated)
+            if jitted is None:
+                # Unused operands are kept, so that a state which is written and never read is donated.
+                jitted = jax.jit(self.flat, donate_argnums=donated, keep_unused=True)
+                self._by_donated[donated] = jitted
+            found = self._donating[key] = (donated, note, jitted)
+        return found
+
+
+class Jit(Compiled):
+    """What `jit` returns: a compiled stateful function."""
+
+    fun: Callable[..., Any]
+    donate: Any = eqx.field(static=True)
+    donate_argnums: tuple[int, ...] = eqx.field(static=True)
+
+    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+        def run(leaves: list[Any]) -> tuple[list[Any], Note, list[Any]]:
+            operands = call.kinds.operands(leaves)
+            if jit_is_disabled():
+                return *Jit._program(self, call)(*operands), operands
+            return *Jit._compiled(self, call, operands, threaded), operands
+
+        arrays, note, operands = with_values(self, call, run)
+        out, writes = finish(self, call, note, note.result(arrays, operands), threaded)
+        settle(call, note.reads, writes)
+        return out, writes
+
+    def _compiled(self, call: Call, operands: list[Any], threaded: bool) -> tuple[list[Any], Note]:
+        entry = Compiled._entry(self, call)
+        if entry.program.donates and is_eager():
+            check = lambda note: Jit._check(self, call, note, threaded)
+            return entry.run_donating(operands, kept_arguments(call), check)
+        return entry.run(operands)
+
+    def _check(self, call: Call, note: Note, threaded: bool) -> None:
+        """Refuse what would be refused after the call, when buffers are gone."""
+        refuse_echoed(self, call, note, threaded)
+        call.check_writes([index for index, _, _ in note.writes], lambda i: self._line(call, i))
+
+    def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        fields = vars(self)  # each access to a field of a module takes a microsecond or two
+        fun, donates = fields["fun"], fields["donate"] is not None or fields["donate_argnums"]
+        if type(fun) is not types.FunctionType or donates or not is_eager() or jit_is_disabled():
+            return None
+        packed = args[0]
+        rest, treedef = jtu.tree_flatten((args[1:], kwargs))
+        kinds = kinds_of(rest)
+        if kinds.statics:
+            return None  # numbers are told apart, and warned of, on the usual way
+        try:
+            key = (PackedProgram, packed.form, packed.statics[1], treedef, kinds)
+        except TypeError:
+            return None  # an unhashable leaf is named there too
+
+        def make() -> PackedProgram:
+            call = Jit._call(self, args, kwargs)
+            return packed_program(call, Compiled._entry(self, call))
+
+        program = programs.get(fun, key, make)
+        if program.general:
+            return None
+        operands = program.operands(packed, rest)
+        entry = program.entry
+        try:
+            arrays, note = entry.jitted(*operands)
+        except Captured as captured:
+            raise entry.error(captured) from None
+        except (RuntimeError, ValueError):
+            Jit._call(self, args, kwargs).refuse_deleted(self._code)
+            raise
+        plan = program.plan(note, packed)
+        if plan is not None:
+            return plan.result(packed, arrays, operands)
+        call = Jit._call(self, args, kwargs)
+        out, writes = finish(self, call, note, note.result(arrays, operands), True)
+        return out, call.updated_argument(0, writes)
+
+    def _code(self) -> str:
+        donate = [] if self.donate is None else [f"donate={as_code(self.donate)}"]
+        if self.donate_argnums:
+            donate.append(f"donate_argnums={as_code(self.donate_argnums)}")
+        return f"ps.jit({', '.join([code_of(self.fun), *donate])})"
+
+    def _options_key(self) -> Hashable:
+        return Jit, self.donate, self.donate_argnums
+
+    def _program(self, call: Call) -> _Program:
+        return flat_function_of(call, code_of(self), _Program, self.donate, self.donate_argnums)
+
+    def _make_entry(self, program: _Program) -> _JitEntry:
+        return _JitEntry(program, self.__name__)
+
+
+def jit(
+    fn: Callable[..., Any] | None = None,
+    /,
+    *,
+    donate: Filter = None,
+    donate_argnums: int | Iterable[int] = (),
+) -> Any:
+    """Compile a stateful function.
+
+    As `jax.jit`, with states. Arrays are traced; every other leaf of the arguments is static, part of
+    the program by type and value, as in `eqx.filter_jit`. Compiled once for each signature, also where
+    the wrapper is made anew. States that were not written, and what the function returns as it came
+    in, do not pass through the compiled call: they come back as the very same arrays. Usable as a
+    decorator, with options and without; on a method, `self` is not counted.
+
+    **Arguments:**
+
+    - `fn`: a function, bound method, callable module, partial, or a transform of one.
+    - `donate`: a filter; the states that it selects give up their buffers where a call overwrites them
+        with values of the same shape and dtype, and nowhere else.
+    - `donate_argnums`: positional arguments, as the caller counts them, whose buffers are given up, as
+        in `jax.jit`. Where `pstate.pure` or a recording goes on with the argument, only the buffers of
+        overwritten states are.
+
+    **Returns:** a stateful function, called like `fn`. It has `lower(*args)`, `get_arg_cache_key(*args)`
+    and `get_jaxpr_by_cache(key)`, as `StatefulMapping` has.
+
+    **Raises:** when called: `CapturedStateError` where the function reads a state that did not come in
+    through its arguments; `FrozenStateError` where a state was written and nobody takes the new value;
+    `StateError` for a buffer that was given up before; `TypeError` for an unhashable leaf that is no
+    array. A Python number that keeps changing, and compiling, gives a `RecompilationWarning`.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> @ps.jit(donate=ps.ShortTermState)
+        ... def step(counter, delta):
+        ...     counter["n"].value += delta
+        ...     return counter["n"].value * 10
+        >>> out, counter = ps.pure(step)({"n": ps.ShortTermState(1)}, jnp.asarray(2))
+        >>> out.item(), counter["n"].value.item()
+        (30, 3)
+    """
+    if fn is None:
+        return lambda fn: jit(fn, donate=donate, donate_argnums=donate_argnums)
+    chosen = None if donate is None else to_predicate(donate)
+    return Jit(checked(fn), chosen, as_tuple(donate_argnums, int))

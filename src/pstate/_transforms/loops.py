@@ -1,0 +1,325 @@
+"""`scan` and `for_loop`: loops over arrays.
+
+The states of what the function is bound to are held from step to step. States in `xs` are sliced, and
+what is written into the slices is stacked. Everything else is the same in all steps.
+"""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+
+from .._calls.call import Call
+from .._calls.flat_function import flat_function_of
+from .._calls.notes import NEXT, arrays_of
+from .._calls.running import Run, run_body
+from .._calls.signature import ARGS, FN
+from .._calls.transform import checked
+from .._trees.flattening import unflatten_frozen
+from .._trees.leaves import operand_mask
+from .carried_states import carried_states, refuse_changed_states
+from .carry import CARRY, data_of, new_leaves, refuse_live
+from .control_flow import ControlFlow, FlowFunction, codes_of
+from .progress import Bar, BarOptions, Progress, counter, progress_options
+from .statements import shown_arguments
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """How a loop goes. `has_carry` tells `scan` from `for_loop`."""
+
+    has_carry: bool
+    length: int | None
+    reverse: bool
+    unroll: int | bool
+    progress: BarOptions | None
+    unroll_type: type = dataclasses.field(init=False)  # 1 and True are equal, and differ
+
+    def __post_init__(self):
+        object.__setattr__(self, "unroll_type", type(self.unroll))
+
+
+@dataclasses.dataclass(eq=False)
+class _Loop(FlowFunction):
+    """A loop over arrays, for calls of one structure."""
+
+    options: _Options
+
+    def flow(self, leaves: list[Any]) -> Run:
+        return _Running(self, leaves).run()
+
+
+@dataclasses.dataclass
+class _Found:
+    """What a trace of the body found. No values: they are tracers of a trace that ends with the loop."""
+
+    y_treedef: Any
+    y_leaves: list[Any]
+    written: frozenset[int]
+    stacked: list[tuple[int, Any]]
+    reads: frozenset[int]
+    echoed: tuple[tuple[int, str], ...]
+
+
+class _Running:
+    """A loop over the leaves of one call."""
+
+    def __init__(self, body: _Loop, leaves: list[Any]):
+        self.body = body
+        self.options = body.options
+        self.leaves = leaves
+        self.slots = body.signature.layout.slots
+        argument_of_slot = body.signature.argument_of_slot
+        self.held = carried_states(body, lambda slot: argument_of_slot[slot.index][0] == FN)
+        self.carried, self.sliced = self._roles()
+        self.length = _length(self)
+        self.bar = None
+        if self.options.progress is not None and self.length:
+            ordered = type(self.options.unroll) is int and self.options.unroll == 1
+            self.bar = Bar(self.length, self.options.progress, ordered)
+        self.found: _Found | None = None
+
+    def _roles(self) -> tuple[list[int], list[int]]:
+        """Which leaves are the carry's, and which are sliced."""
+        carried: list[int] = []
+        sliced: list[int] = []
+        signature = self.body.signature
+        mask = operand_mask(self.leaves)
+        for i in range(signature.n_fn, len(self.leaves)):
+            in_carry = signature.argument(signature.layout.key_path_of_leaf[i]) == CARRY
+            if mask[i]:
+                (carried if in_carry and self.options.has_carry else sliced).append(i)
+        return carried, sliced
+
+    def run(self) -> Run:
+        leaves, options = self.leaves, self.options
+        init = (self.held.values(leaves), [leaves[i] for i in self.carried])
+        xs = ([leaves[i] for i in self.sliced], counter(self.length) if self.bar else None)
+        (values, carry), (ys, stacked) = jax.lax.scan(
+            self._step, init, xs, self.length, options.reverse, options.unroll
+        )
+        found = self.found
+        assert found is not None
+        writes = {
+            slot.index: slot.treedef.unflatten(value)
+            for slot, value in zip(self.held.slots, values, strict=True)
+            if slot.index in found.written
+        }
+        for (index, treedef), value in zip(found.stacked, stacked, strict=True):
+            writes[index] = treedef.unflatten(value)
+        supply = iter(ys)
+        y = found.y_treedef.unflatten([next(supply) if x is NEXT else x for x in found.y_leaves])
+        out = (self._carry_tree(carry), y) if options.has_carry else y
+        return Run(out, writes, found.reads, found.echoed, None)
+
+    def _step(self, loop: Any, xs: Any) -> Any:
+        values, carry = loop
+        slices, count = xs
+        own = list(self.leaves)
+        self.held.put(own, self.slots, values)
+        for i, value in zip((*self.carried, *self.sliced), (*carry, *slices), strict=True):
+            own[i] = value
+        if self.bar is not None:
+            n = self.length - 1
+            self.bar.step(n - count if self.options.reverse else count)
+        data = data_of(self.body) if self.options.has_carry else None
+        run = run_body(self.body.signature.treedef, own, self.body.recording(own, data=data))
+        refuse_changed_states(self.body, self.held, run, self.leaves)
+        carry, y = self._carry_and_y(run.out)
+        y_leaves, y_treedef = jtu.tree_flatten(y)
+        is_array = arrays_of(y, y_leaves)
+        stacked = {
+            i: value for i, value in sorted(run.writes.items()) if i not in self.held.representative
+        }
+        self.found = _Found(
+            y_treedef,
+            [NEXT if is_one else leaf for leaf, is_one in zip(y_leaves, is_array, strict=True)],
+            frozenset(run.writes),
+            [(i, jtu.tree_structure(value)) for i, value in stacked.items()],
+            run.reads,
+            run.echoed,
+        )
+        newest = [jtu.tree_leaves(value) for value in self.held.newest(run, own)]
+        arrays = [leaf for leaf, is_one in zip(y_leaves, is_array, strict=True) if is_one]
+        return (newest, carry), (arrays, [jtu.tree_leaves(value) for value in stacked.values()])
+
+    def _carry_and_y(self, out: Any) -> tuple[list[Any], Any]:
+        if not self.options.has_carry:
+            return [], out
+        if not (isinstance(out, tuple | list) and len(out) == 2):
+            fn = self.body.described.fn
+            raise TypeError(
+                f"The function of {fn} returns a pair, (carry, y); got {type(out).__name__}. Write "
+                "return carry, None where nothing is stacked."
+            )
+        return new_leaves(self.body, self.leaves, self.carried, out[0]), out[1]
+
+    def _carry_tree(self, carry: list[Any]) -> Any:
+        leaves = list(self.leaves)
+        for i, value in zip(self.carried, carry, strict=True):
+            leaves[i] = value
+        return unflatten_frozen(self.body.signature.treedef, leaves)[ARGS][0]
+
+
+def _length(running: _Running) -> int:
+    """The number of steps.
+
+    **Raises:** `ValueError` where there is nothing to take it from, and where sizes disagree.
+    """
+    body, length = running.body, running.options.length
+    fn = body.described.fn
+    arrays = [(i, running.leaves[i]) for i in running.sliced]
+    sizes = {x.shape[0] if x.ndim else None for _, x in arrays}
+    if length is not None:
+        sizes.add(length)
+    if len(sizes) == 1 and None not in sizes:
+        return int(sizes.pop() or 0)
+    if not sizes:
+        raise ValueError(
+            f"{fn} has no array to loop over, so there is nothing to take the number of steps from. Say "
+            "how many: length=10."
+        )
+    layout, names = body.signature.layout, body.described.names
+    shown = [
+        f"    {body.signature.place(layout.key_path_of_leaf[i], names)}: shape {tuple(x.shape)}"
+        for i, x in arrays
+    ]
+    given = [] if length is None else [f"    length={length}"]
+    raise ValueError(
+        f"{fn} loops over the first axis of every array in xs, and they differ:\n"
+        + "\n".join([*shown, *given])
+        + "\nWhat is the same in all steps goes in by what the function is bound to: "
+        "ft.partial(f, array)."
+    )
+
+
+class _Scan(ControlFlow):
+    """A loop over arrays, called as a statement."""
+
+    options: _Options = eqx.field(static=True)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = ControlFlow._call(self, args, kwargs)
+        if self.options.has_carry:
+            (fn,) = codes_of(self.fun)
+            refuse_live(
+                call,
+                self._code(),
+                f"carry, ys = ps.scan(ft.partial({fn}, {{tree}}), carry, xs)",
+                f"ys = ps.for_loop(ft.partial({fn}, {{tree}}), xs)",
+            )
+        return call
+
+    def _options_key(self) -> Hashable:
+        return _Scan, self.options
+
+    def _program(self, call: Call) -> _Loop:
+        return flat_function_of(call, self._code(), _Loop, self.options)
+
+    def _code(self) -> str:
+        (fn,) = codes_of(self.fun)
+        return f"ps.scan({fn})" if self.options.has_carry else f"ps.for_loop({fn})"
+
+    def _shown(self, call: Call, index: int) -> str:
+        (fn,) = codes_of(self.fun)
+        if self.options.has_carry:
+            in_xs = call.signature.argument_of_slot[index] == (ARGS, 1)
+            xs = call.signature.root(index, call.names) if in_xs else "xs"
+            return f"ps.scan({', '.join([fn, 'init', xs, *self._options()])})"
+        return f"ps.for_loop({', '.join([fn, *shown_arguments(call), *self._options()])})"
+
+    def _options(self) -> list[str]:
+        options = self.options
+        given = (("length", options.length, None), ("reverse", options.reverse, False))
+        given = (*given, ("unroll", options.unroll, 1))
+        return [f"{name}={value!r}" for name, value, default in given if value != default]
+
+
+def scan(
+    f: Callable[..., Any],
+    init: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    *,
+    progress: Progress = None,
+) -> tuple[Any, Any]:
+    """Loop over arrays, with a carry.
+
+    As `jax.lax.scan`, with states. Those of the module that `f` is bound to, or of a partial, go from
+    step to step, random states included: each step draws afresh. States in `xs` are sliced along their
+    first axis, as in a stack of layers; what is written into the slices is stacked. Called eagerly the
+    loop is compiled once for each signature.
+
+    **Arguments:**
+
+    - `f`: a function, bound method, callable module or partial: `carry, y = f(carry, x)`.
+    - `init`: the first carry, any pytree. Numbers become arrays; what else is no array stays as it is.
+        Frozen states in it are data. Live states are refused.
+    - `xs`: a pytree of arrays and states, of shape `(length, ...)`.
+    - `length`, `reverse`, `unroll`: as in `jax.lax.scan`.
+    - `progress`: `True`, a description, or a dict of tqdm's options: a bar, also under `jit`. At most a
+        hundred calls from the loop draw it.
+
+    **Returns:** `(carry, ys)`, where `ys` has the tree of `y` and shapes `(length, ...)`.
+
+    **Raises:** `StateTypeError` for a state that changes its shape or dtype, and for a live state in the
+    carry; `TypeError` for a carry that changes; `ValueError` where sizes disagree or are unknown;
+    `FrozenStateError` for a write that nobody takes.
+
+    !!! example
+
+        >>> import functools as ft
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def step(model, carry, x):
+        ...     model["steps"].value += 1
+        ...     return carry + x, carry
+        >>> def run(model, xs):
+        ...     return ps.scan(ft.partial(step, model), 0.0, xs)
+        >>> (total, before), model = ps.pure(run)({"steps": ps.State(0)}, jnp.arange(4.0))
+        >>> total.item(), before.tolist(), model["steps"].value.item()
+        (6.0, [0.0, 0.0, 1.0, 3.0], 4)
+    """
+    options = _Options(True, length, reverse, unroll, progress_options(progress))
+    return _Scan(checked(f), options)(init, xs)
+
+
+def for_loop(
+    f: Callable[..., Any],
+    *xs: Any,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | bool = 1,
+    progress: Progress = None,
+) -> Any:
+    """Loop over arrays, and stack what the function returns.
+
+    `scan` without a carry: what goes from step to step are the states of what `f` is bound to.
+
+    **Arguments:**
+
+    - `f`: a function, bound method, callable module or partial: `y = f(*x)`.
+    - `xs`: pytrees of arrays and states, of shape `(length, ...)`.
+    - `length`, `reverse`, `unroll`, `progress`: as for `scan`.
+
+    **Returns:** what `f` returns, stacked: shapes `(length, ...)`.
+
+    **Raises:** as `scan`.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> def draws(rng):
+        ...     return ps.for_loop(rng.normal, length=3)
+        >>> noise, rng = ps.pure(draws)(ps.RandomState(0))
+        >>> noise.shape, len(set(noise.tolist()))
+        ((3,), 3)
+    """
+    options = _Options(False, length, reverse, unroll, progress_options(progress))
+    return _Scan(checked(f), options)(*xs)

@@ -1,0 +1,175 @@
+"""What a derivative is taken with respect to: leaves of a call, and their place in results."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
+from .._calls.call import Call
+from .._calls.callables import carrier_of, restore
+from .._calls.code import as_code
+from .._calls.signature import ARGS, FN, bare
+from .._ground.paths import to_path
+from .._ground.values import short_dtype
+from .._trees.flattening import unflatten_frozen
+from .._trees.leaves import operand_mask
+from ..filter import to_predicate
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user asked for; `code` is the transform as code, for messages."""
+
+    wrt: Any
+    argnums: int | tuple[int, ...] | None
+    code: str
+
+
+class Chosen(tuple[Any, ...]):
+    """The leaves that are differentiated, or one derivative for each. A pytree of its own.
+
+    JAX puts the tree of what is differentiated into the leaves of results; there it is recognised.
+    """
+
+    __slots__ = ()
+
+
+jtu.register_pytree_node(Chosen, lambda chosen: (tuple(chosen), None), lambda _, xs: Chosen(xs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trees:
+    """How derivatives are put into the trees of the arguments.
+
+    `leaves` are the leaves of the call that are differentiated; `arguments` the arguments they stand in:
+    positions, or `None` for the carrier of the callable.
+    """
+
+    treedef: Any
+    leaves: tuple[int, ...]
+    arguments: tuple[int | None, ...]
+
+    def __call__(self, chosen: Iterable[Any]) -> tuple[Any, ...]:
+        """The arguments' trees, with these leaves and `None` elsewhere."""
+        leaves: list[Any] = [None] * self.treedef.num_leaves
+        for i, value in zip(self.leaves, chosen, strict=True):
+            leaves[i] = value
+        fn, args, _ = unflatten_frozen(self.treedef, leaves, keep_packed=True)
+        return tuple(restore(carrier_of(fn)) if a is None else bare(args[a]) for a in self.arguments)
+
+
+class Wrt:
+    """Which leaves of a call are differentiated: those in `arguments` that `wrt` selects."""
+
+    def __init__(self, options: Options, call: Call, leaves: Sequence[Any]):
+        self.call = call
+        self.arguments = _arguments(options, call)
+        signature = call.signature
+        groups = {(FN, None) if a is None else (ARGS, a) for a in self.arguments}
+        predicate = to_predicate(options.wrt)
+        is_array = operand_mask(leaves)
+        layout = signature.layout
+        self.leaves: list[int] = []
+        for i, key_path in enumerate(layout.key_path_of_leaf):
+            if not is_array[i] or signature.argument(key_path) not in groups:
+                continue
+            slot = layout.slot_of_leaf[i]
+            path = signature.path(slot.index) if slot else to_path(signature.within(key_path))
+            if predicate(path, slot.state(leaves) if slot else leaves[i]):
+                self.leaves.append(i)
+        self._check(options, leaves)
+
+    def _check(self, options: Options, leaves: Sequence[Any]) -> None:
+        call = self.call
+        if not self.leaves:
+            there = self._there(leaves)
+            raise ValueError(
+                f"{options.code} differentiates nothing: wrt={to_predicate(options.wrt)!r} selects no "
+                f"array in {self._named()}, which has {there}. Choose what is there, wrt=..., or "
+                "another argument by argnums=0, as the caller counts them."
+            )
+        for i in self.leaves:
+            if not jnp.issubdtype(leaves[i].dtype, jnp.inexact):
+                slot = call.signature.layout.slot_of_leaf[i]
+                kind = f" ({slot.kind.__name__})" if slot else ""
+                signature = call.signature
+                key_path = signature.layout.key_path_of_leaf[i]
+                place = signature.place(key_path, call.names)
+                path = signature.path(slot.index) if slot else to_path(signature.within(key_path))
+                advice = (
+                    f"Leave it out: wrt={as_code(options.wrt)} & ~ps.filter.PathContains({path[-1]!r})."
+                    if path
+                    else "Differentiate another argument: argnums=1, say."
+                )
+                raise TypeError(
+                    f"`{place}`{kind} was selected by wrt={to_predicate(options.wrt)!r} and holds "
+                    f"{_shown(leaves[i])}, of which there is no derivative; floating-point arrays have "
+                    f"one. {advice}"
+                )
+
+    def _there(self, leaves: Sequence[Any]) -> str:
+        signature = self.call.signature
+        groups = {(FN, None) if a is None else (ARGS, a) for a in self.arguments}
+        found = []
+        for i, key_path in enumerate(signature.layout.key_path_of_leaf):
+            if signature.argument(key_path) in groups and hasattr(leaves[i], "dtype"):
+                slot = signature.layout.slot_of_leaf[i]
+                kind = slot.kind.__name__ if slot else "array"
+                place = signature.place(key_path, self.call.names)
+                found.append(f"`{place}` ({kind}, {_shown(leaves[i])})")
+        shown = ", ".join(found[:5])
+        return f"{shown}, ..." if len(found) > 5 else shown or "no array"
+
+    def _named(self) -> str:
+        names = self.call.names
+        return " and ".join(
+            "the bound module" if a is None else f"`{names[a]}`" if a < len(names) else f"argument {a}"
+            for a in self.arguments
+        )
+
+    def chosen(self, leaves: Sequence[Any]) -> Chosen:
+        """The values at which derivatives are taken."""
+        return Chosen(leaves[i] for i in self.leaves)
+
+    def put(self, leaves: Sequence[Any], chosen: Sequence[Any]) -> list[Any]:
+        """All leaves of the call, with these in the place of what is differentiated."""
+        result = list(leaves)
+        for i, value in zip(self.leaves, chosen, strict=True):
+            result[i] = value
+        return result
+
+    @property
+    def trees(self) -> Trees:
+        return Trees(self.call.treedef, tuple(self.leaves), self.arguments)
+
+
+def _shown(array: Any) -> str:
+    return f"{short_dtype(array.dtype)}[{','.join(map(str, array.shape))}]"
+
+
+def _arguments(options: Options, call: Call) -> tuple[int | None, ...]:
+    argnums, n = options.argnums, len(call.args)
+    if argnums is None:
+        if call.signature.has_carrier:
+            return (None,)
+        argnums = 0
+    numbers = (argnums,) if isinstance(argnums, int) else argnums
+    if not numbers:
+        raise ValueError(
+            f"{options.code} has no argument to differentiate. Name one, as the caller counts them: "
+            "argnums=0."
+        )
+    if len({number % max(n, 1) for number in numbers}) < len(numbers):
+        raise ValueError(
+            f"{options.code} names an argument twice. Write argnums={tuple(dict.fromkeys(numbers))}."
+        )
+    for number in numbers:
+        if not -n <= number < n:
+            raise ValueError(
+                f"{options.code} differentiates argument {number}, as the caller counts them, and "
+                f"{n} were passed: positions {list(range(n))}. Write argnums=0, or pass what is "
+                "differentiated by position."
+            )
+    return tuple(number % n for number in numbers)

@@ -1,0 +1,206 @@
+"""States in bulk: select them, give them axes, list them, update them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.tree_util as jtu
+import numpy as np
+
+from .._ground.errors import AliasedStateError, UnmatchedPathWarning
+from .._ground.paths import Path, to_path, to_place
+from .._ground.typing import Filter, PyTree, StateAxes
+from .._states.messages import warn
+from .._states.state import State, is_state
+from ..filter import Trainable, to_predicate
+from .axis_specs import parse_state_axes
+from .packed import Packed, pack, unpacked
+
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+
+
+class _Leaf(NamedTuple):
+    """A state, or what stands outside states."""
+
+    path: Path
+    place: str
+    leaf: Any
+
+
+def _leaves(tree: PyTree) -> tuple[list[_Leaf], Any]:
+    flat, treedef = jtu.tree_flatten_with_path(unpacked(tree), is_leaf=is_state)
+    return [_Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
+
+
+def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
+    """A mask: `tree` with a boolean for every leaf, `True` where `filter` selects.
+
+    `eqx.partition`, `eqx.filter`, `optax.masked` and their like take it.
+
+    **Arguments:**
+
+    - `tree`: any pytree.
+    - `filter`: a filter or literal; see `pstate.filter`. A state's leaves are all selected or none.
+
+    **Returns:** a pytree of `bool` with the structure of `tree`. What is neither a state nor an array
+    is `False`.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> ps.select({"w": ps.ParamState(jnp.ones(2)), "n": ps.State(0)})["w"].value
+        True
+    """
+    predicate = to_predicate(filter)
+
+    def mask(item: _Leaf) -> Any:
+        chosen = isinstance(item.leaf, (State, *_ARRAYS)) and bool(predicate(item.path, item.leaf))
+        if not isinstance(item.leaf, State):
+            return chosen
+        return jtu.tree_map(lambda _: chosen, item.leaf)
+
+    leaves, treedef = _leaves(tree)
+    # A mask is a tree of states like any other, but it holds Python booleans, so that reading one
+    # through `.value` shows them as they are.
+    return treedef.unflatten([mask(item) for item in leaves])
+
+
+def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
+    """An `in_axes` prefix for raw `jax.vmap`, by filters.
+
+    **Arguments:**
+
+    - `tree`: the argument that will be mapped.
+    - `state_axes`: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`. Here
+        filters are asked about raw arrays too.
+
+    **Returns:** `tree` with an axis, or `None`, in the place of every state and of every leaf outside
+    states. What no filter selects is broadcast (`None`).
+
+    !!! example
+
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> model = {"w": ps.ParamState(jnp.ones(3)), "h": ps.HiddenState(jnp.ones((5, 3)))}
+        >>> in_axes = ps.axes(model, {0: ps.HiddenState})
+        >>> jax.vmap(lambda m: m["w"].value @ m["h"].value, in_axes=(in_axes,))(model)
+        Array([3., 3., 3., 3., 3.], dtype=float32)
+    """
+    rules = parse_state_axes(state_axes, "state_axes")
+
+    def axis(item: _Leaf) -> int | None:
+        if not isinstance(item.leaf, (State, *_ARRAYS)):
+            return None
+        for rule in rules:
+            if rule.predicate(item.path, item.leaf):
+                return rule.axis
+        return None
+
+    leaves, treedef = _leaves(tree)
+    return treedef.unflatten([axis(item) for item in leaves])
+
+
+def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A002
+    """The states of a tree by path.
+
+    **Returns:** `{path: state}` in the order of the tree, for the states that `filter` selects.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> ps.states({"w": ps.ParamState(1.0), "n": ps.State(0)}, ps.ParamState)
+        {('w',): ParamState(f32[])}
+    """
+    predicate = to_predicate(filter)
+    leaves, _ = _leaves(tree)
+    return {
+        item.path: item.leaf
+        for item in leaves
+        if isinstance(item.leaf, State) and predicate(item.path, item.leaf)
+    }
+
+
+def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyTree:
+    """Give states of a tree new values, by path.
+
+    **Arguments:**
+
+    - `tree`: any pytree with states. Where they are live the values are written into them.
+    - `values`: `{path: State or value}`, as `states` and `written` give it. Paths that are left out
+        keep their states.
+    - `strict`: whether a path without a state raises. Otherwise a warning lists the values that found
+        no state and the states that found no value.
+
+    **Returns:** the tree with the new values; the same tree where its states are live.
+
+    **Raises:** `KeyError` for an unknown path.
+
+    !!! example
+
+        >>> import pstate as ps
+        >>> net = {"v": ps.HiddenState(3.0), "w": ps.ParamState(2.0)}
+        >>> fresh = {"v": ps.HiddenState(0.0), "w": ps.ParamState(1.0)}
+        >>> net = ps.update(net, ps.states(fresh, ps.HiddenState))
+        >>> net["v"].value.item(), net["w"].value.item()
+        (0.0, 2.0)
+    """
+    leaves, treedef = _leaves(tree)
+    known = {item.path for item in leaves if isinstance(item.leaf, State)}
+    unknown = [path for path in values if path not in known]
+    if unknown and strict:
+        raise KeyError(
+            f"No state stands at {_listed(unknown)}. The tree has states at {_listed(known)}. Write "
+            "one of these, or ps.update(tree, values, strict=False) to pass over what does not fit."
+        )
+    if not strict:
+        missing = [item.path for item in leaves if item.path in known - set(values)]
+        _list_mismatches(unknown, missing)
+    new = {path: v._peek() if isinstance(v, State) else v for path, v in values.items()}
+    live = [item for item in leaves if item.path in new and _is_live(item.leaf)]
+    _refuse_aliases(item for item in leaves if item.path in new)
+    for item in live:
+        item.leaf.value = new[item.path]
+    if not new or all(_is_live(i.leaf) for i in leaves if i.path in new and isinstance(i.leaf, State)):
+        return tree
+    updated = treedef.unflatten(
+        [
+            item.leaf.replace(new[item.path])
+            if item.path in new and isinstance(item.leaf, State) and not _is_live(item.leaf)
+            else item.leaf
+            for item in leaves
+        ]
+    )
+    return pack(updated) if isinstance(tree, Packed) else updated
+
+
+def _is_live(leaf: Any) -> bool:
+    return isinstance(leaf, State) and leaf._cell is not None
+
+
+def _refuse_aliases(items: Iterable[_Leaf]) -> None:
+    seen: dict[int, _Leaf] = {}
+    for item in items:
+        first = seen.setdefault(id(item.leaf), item)
+        if first is not item and item.leaf._peek() is not None:
+            raise AliasedStateError(
+                f"`{first.place}` and `{item.place}` are one state object at two places, and would "
+                "be updated apart. Make two states of it, "
+                "or share it on purpose: eqx.nn.Shared(tree, where, get)."
+            )
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    shown = [repr(path) for path in paths]
+    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "") if shown else "no path"
+
+
+def _list_mismatches(left_over: list[Path], missing: list[Path]) -> None:
+    if left_over or missing:
+        warn(
+            f"update(strict=False): left over, because no state stands there: {_listed(left_over)}; "
+            f"missing, so that the states keep their values: {_listed(missing)}.",
+            UnmatchedPathWarning,
+        )

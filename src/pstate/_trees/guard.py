@@ -1,0 +1,45 @@
+"""What a recording refuses: writes to aliased states, and writes outside a contract."""
+
+import dataclasses
+from collections.abc import Callable
+
+from .._ground.errors import AliasedStateError, FrozenStateError
+from .._ground.paths import Path
+from .._ground.typing import Filter
+from .._states.cell import Cell
+from .._states.messages import kind_code
+from .._states.state import State
+from ..filter import to_predicate
+from .aliases import alias_message
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """What a recording refuses: writes to aliased states, and writes outside a contract.
+
+    `place_of` and `path_of` tell where the state of an index stands, in messages and to filters.
+    """
+
+    place_of: Callable[[int], str]
+    path_of: Callable[[int], Path]
+    state_of: Callable[[int], State]
+    aliases: tuple[tuple[int, int], ...] = ()
+    writes: Filter = ...
+
+    def __call__(self, cell: Cell) -> None:
+        self.check(cell.index)
+
+    def check(self, index: int) -> None:
+        """Raise if the state of this index may not be written."""
+        for pair in self.aliases:
+            if index in pair:
+                raise AliasedStateError(alias_message(*map(self.place_of, pair)))
+        if self.writes is ...:
+            return
+        if not to_predicate(self.writes)(self.path_of(index), self.state_of(index)):
+            kind = type(self.state_of(index)).__name__
+            raise FrozenStateError(
+                f"`{self.place_of(index)}` ({kind}) was written, which the contract "
+                f"writes={to_predicate(self.writes)!r} does not allow. Allow it, "
+                f"writes={kind_code(type(self.state_of(index)))}, or do not write it."
+            )

@@ -1,0 +1,198 @@
+"""Trees kept flat between calls.
+
+Equinox takes a module apart and puts it together in Python, about a microsecond for each module, and a
+loop that calls a compiled function does so on every call. A *packed* tree has been taken apart once: it
+holds its leaves and its *form*, the structure. To JAX it is one node; functions that pstate runs get the
+tree itself.
+"""
+
+import functools as ft
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+import jax.tree_util as jtu
+
+from .._ground.errors import AliasedStateError
+from .._ground.paths import to_place
+from .._states.state import make_frozen
+from .._states.threads import local
+from .aliases import find_aliases
+from .flattening import collect, unflatten_frozen
+from .leaves import LeafKinds, kinds_of, static_key
+from .recording import freeze
+from .slots import layout_of, root_name
+
+
+T = TypeVar("T")
+
+
+class Form:
+    """The structure of a packed tree. `placeholders` are its states without values."""
+
+    __slots__ = ("_hash", "placeholders", "treedef")
+
+    def __init__(self, treedef: Any):
+        self.treedef = treedef
+        self._hash = hash(treedef)
+        slots = layout_of(treedef).slots
+        self.placeholders = tuple(make_frozen(slot.kind, slot.tag, None) for slot in slots)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Form) and other.treedef == self.treedef)
+
+    def __repr__(self) -> str:
+        return repr(self.treedef)
+
+
+@ft.lru_cache(maxsize=4096)
+def _form_of(treedef: Any) -> Form:
+    return Form(treedef)
+
+
+class Packed(Generic[T]):
+    """A tree that is kept flat between calls; what `pack` returns.
+
+    Where a call collects states it stands for all states of the tree, which are frozen.
+    """
+
+    __slots__ = ("_statics", "form", "leaves")
+
+    _cell = None
+    _child = ()
+    _tag = ()
+
+    form: Form
+    leaves: tuple[Any, ...]
+    _statics: Any
+
+    def __init__(self, form: Form, leaves: tuple[Any, ...], statics: Any = None):
+        _set_form(self, form)
+        _set_leaves(self, leaves)
+        _set_statics(self, statics)
+
+    @property
+    def statics(self) -> tuple[LeafKinds, tuple[Any, ...]]:
+        """What is no array among the leaves, as a key. Packed trees that follow this one share it.
+
+        **Raises:** `TypeError` for an unhashable leaf.
+        """
+        statics = self._statics
+        if statics is None:
+            kinds = kinds_of(self.leaves)
+            statics = kinds, tuple(static_key(self.leaves[i]) for i in kinds.statics)
+            _set_statics(self, statics)
+        return statics
+
+    def unpack(self) -> T:
+        """The tree."""
+        return unflatten_frozen(self.form.treedef, self.leaves)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"A packed tree is immutable; got {name!r}. Unpack it first: tree = packed.unpack()."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"A packed tree has no attribute {name!r}; it is taken apart. Functions that pstate runs "
+            f"get the tree itself; elsewhere unpack it first: packed.unpack().{name}."
+        )
+
+    def __reduce__(self) -> Any:
+        return pack, (self.unpack(),)
+
+    def __repr__(self) -> str:
+        n_states, n_leaves = len(self.form.placeholders), len(self.leaves)
+        tree = unflatten_frozen(self.form.treedef, range(n_leaves))
+        return f"Packed({type(tree).__name__}, {n_states} states, {n_leaves} leaves)"
+
+
+_set_form = Packed.__dict__["form"].__set__
+_set_leaves = Packed.__dict__["leaves"].__set__
+_set_statics = Packed.__dict__["_statics"].__set__
+
+
+def _flatten(packed: Packed[Any]) -> tuple[tuple[Any, ...], Form]:
+    if local.collected is not None:
+        local.collected.append(packed)
+        local.collected.has_packed = True
+    return packed.leaves, packed.form
+
+
+def _flatten_with_keys(packed: Packed[Any]) -> Any:
+    leaves, form = _flatten(packed)
+    return tuple((jtu.SequenceKey(i), leaf) for i, leaf in enumerate(leaves)), form
+
+
+def _unflatten(form: Form, leaves: Iterable[Any]) -> Any:
+    if local.rebuild is not None and not local.keep_packed:
+        # A call is put together for the function to run on, or for its structure to be looked at.
+        return form.treedef.unflatten(leaves)
+    return Packed(form, tuple(leaves))
+
+
+jtu.register_pytree_with_keys(Packed, _flatten_with_keys, _unflatten, flatten_func=_flatten)
+
+
+def pack(tree: T) -> Packed[T]:
+    """Take a tree apart once, for a loop of many calls.
+
+    What comes back stands for the tree wherever a carrier does: `pstate.pure`, `jit`, mappings and JAX's
+    own transforms take it and give it back packed, and the functions that they run get the tree itself.
+    Calling a compiled function then costs hardly more than its arrays do. Inside a transform it is the
+    tree: `jit(pure(f))` gives back the tree, and `pure(jit(f))` a packed one.
+
+    **Arguments:**
+
+    - `tree`: any pytree with states. Live states are frozen.
+
+    **Returns:** a `Packed`, immutable, with the method `unpack()`, which gives the tree.
+
+    **Raises:** `AliasedStateError` where one state object stands at two places.
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> @ps.pure
+        ... @ps.jit
+        ... def step(model, x):
+        ...     model["n"].value += x
+        >>> packed = ps.pack({"n": ps.State(0), "w": ps.ParamState(jnp.ones(2))})
+        >>> for x in jnp.arange(4):
+        ...     _, packed = step(packed, x)
+        >>> packed, packed.unpack()["n"].value.item()
+        (Packed(dict, 2 states, 2 leaves), 6)
+    """
+    if isinstance(tree, Packed):
+        return tree
+    tree = freeze(tree)
+    leaves, treedef, states = collect(tree)
+    aliases = find_aliases(states)
+    if aliases:
+        slots, root = layout_of(treedef).slots, root_name(tree)
+        first, second = (to_place(root, slots[i].key_path) for i in aliases[0])
+        raise AliasedStateError(
+            f"`{first}` and `{second}` are one state object at two places, and a packed tree would have "
+            "two of it. Give each place its own state, or share on purpose: "
+            "eqx.nn.Shared(tree, where, get)."
+        )
+    return Packed(_form_of(treedef), tuple(leaves))
+
+
+def n_states(collected: Any) -> int:
+    """How many states a thing stands for among the states of a call."""
+    return len(collected.form.placeholders) if type(collected) is Packed else 1
+
+
+def spread(collected: Iterable[Any]) -> list[Any]:
+    """The states of a call, with those of packed trees one by one."""
+    return [s for x in collected for s in (x.form.placeholders if type(x) is Packed else (x,))]
+
+
+def unpacked(tree: Any) -> Any:
+    """A tree, unpacked if it was packed."""
+    return tree.unpack() if isinstance(tree, Packed) else tree

@@ -25,6 +25,8 @@ from .._trees.flattening import collect
 class Wrapper:
     """What marks a transform: a callable whose field `fun` is the callable that it wraps."""
 
+    __slots__ = ()
+
     fun: Callable[..., Any]
 
 
@@ -107,6 +109,8 @@ def as_tree(fn: Any) -> Any:
 
     **Raises:** `TypeError` for what cannot be called.
     """
+    if isinstance(fn, Several):
+        return fn
     if not callable(fn):
         raise TypeError(
             f"A function, a bound method or a callable module was expected; got {fn!r} of type "
@@ -149,6 +153,17 @@ def carrier_of(fn: Any) -> Any:
 def restore(carrier: Any) -> Any:
     """A carrier in the user's own type."""
     return carrier.restore() if isinstance(carrier, Partial) else carrier
+
+
+def as_users(fn: Any) -> Any:
+    """A callable as the user made it."""
+    match fn:
+        case Partial():
+            return fn.restore()
+        case Method():
+            return types.MethodType(fn.function, fn.instance)
+        case _:
+            return fn
 
 
 def carrier_depth(fn: Any) -> int:

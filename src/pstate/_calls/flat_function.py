@@ -92,7 +92,9 @@ class FlatFunction:
         return run_body(self.signature.treedef, leaves, self.recording(leaves))
 
 
-def flat_function_of(call: Call, fn_code: str, cls: type = FlatFunction, *more: Any, first_is_tree: bool = False) -> Any:
+def flat_function_of(
+    call: Call, fn_code: str, cls: type = FlatFunction, *more: Any, first_is_tree: bool = False
+) -> Any:
     """A `FlatFunction`, or a subclass of it with `more` fields, for a call."""
     anchor = anchor_of(call.fn)
     statics = tuple(

@@ -18,7 +18,7 @@ import jax.tree_util as jtu
 from .._ground.paths import to_place
 from .._trees.leaves import operand_mask
 from .._trees.slots import LEAF
-from .running import Run, Writes
+from .running import Echo, Run, Writes
 
 
 #: Stands for an array among the leaves of an output.
@@ -48,7 +48,7 @@ class Note:
     out_treedef: Any
     out_leaves: list[Any]
     writes: list[WriteNote]
-    echoed: tuple[tuple[int, str], ...]
+    echoed: tuple[Echo, ...]
     reads: frozenset[int]
 
     def result(self, arrays: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, Writes]:

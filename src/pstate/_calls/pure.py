@@ -7,108 +7,59 @@ the transform itself on the leaves of the call, without making anything live in 
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
-
 from .._ground.typing import Filter
 from .._states.cell import Recording
 from .._trees.packed import Packed
 from ..filter import to_predicate
-from .call import Call, refuse_echo
-from .contract import Contract
+from .call import Call
+from .contract import Contract, carriers_of
+from .giving_back import line_giving_back, refuse_echo, updated
 from .running import Writes, run_body
-from .transform import Transform, checked, code_of
+from .transform import Transform, code_of
 
 
 class Pure(Transform):
     """What `pure` returns: an ordinary function of pytrees."""
 
-    fun: Callable[..., Any]
-    argnums: int | tuple[int, ...] | None = eqx.field(static=True)
-    writes: Filter = eqx.field(static=True)
+    __slots__ = ("argnums", "writes")
+
+    argnums: int | tuple[int, ...] | None
+    writes: Filter
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        # Methods are called through their classes: Equinox makes a bound method a module, in 20 us.
-        if args and type(args[0]) is Packed:
-            found = Pure._call_of_packed(self, args, kwargs)
+        inner, argnums = self.fun, self.argnums
+        is_transform = isinstance(inner, Transform)
+        if is_transform and args and type(args[0]) is Packed:
+            usual = self.writes is ... and argnums in (None, 0)
+            found = inner._call_packed(args, kwargs) if usual else None
             if found is not None:
                 return found
-        inner, argnums = self.fun, self.argnums
-        if isinstance(inner, Transform):
-            call = type(inner)._call(inner, args, kwargs)
+        call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs)
+        carriers = carriers_of(call, argnums, lambda: code_of(inner))
+        contract = Contract(call, carriers, self.writes)
+        if is_transform:
+            out, writes = inner._run(call, contract)
+            contract.check_all(writes)
         else:
-            call = Call(inner, args, kwargs)
-        carriers = Pure._carriers(self, call)
-        call.contract = guard = Contract(call, carriers, self.writes)
-        if isinstance(inner, Transform):
-            out, writes = type(inner)._apply(inner, call, threaded=True)
-            guard.check_all(writes)
-        else:
-            out, writes = Pure._run(self, call, guard)
-        updated = tuple(
-            call.updated_carrier(writes) if c is None else call.updated_argument(c, writes)
-            for c in carriers
-        )
-        return out, updated if isinstance(argnums, tuple) else updated[0]
+            out, writes = self._run(call, contract)
+        given = tuple([updated(call, carrier, writes) for carrier in carriers])
+        return out, given if isinstance(argnums, tuple) else given[0]
 
-    def _call_of_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call with a packed tree first, in a shorter way, where there is one; else `None`."""
-        fields = vars(self)  # each access to a field of a module takes a microsecond or two
-        inner, argnums = fields["fun"], fields["argnums"]
-        if fields["writes"] is not ... or not (argnums is None or argnums == 0):
-            return None
-        shorter = getattr(type(inner), "_call_packed", None)
-        return None if shorter is None else shorter(inner, args, kwargs)
-
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        # A transform around `pure` rebuilds it in its body and calls it there.
-        raise AssertionError("`pure` calls what it wraps; nothing applies it")
-
-    def _run(self, call: Call, guard: "Contract") -> tuple[Any, Writes]:
+    def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
+        assert contract is not None  # a transform around `pure` rebuilds it in its body, and calls it
         recording = Recording(
             call.place,
-            guard=lambda cell: guard.check(cell.index),
+            guard=lambda cell: contract.check(cell.index),
             frozen=call.states,
             title=self._code(),
         )
         try:
             run = run_body(call.treedef, call.leaves, recording)
         except (RuntimeError, ValueError):
-            call.refuse_deleted(lambda: Pure._code(self))
+            call.refuse_deleted(self._code)
             raise
-        refuse_echo(call, run.echoed, lambda index: call.code(code_of(self.fun), index))
+        refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))
         return run.out, run.writes
-
-    def _carriers(self, call: Call) -> tuple[int | None, ...]:
-        """What is given back: positions of arguments, and `None` for the carrier of the callable."""
-        bound = (None,) if call.signature.has_carrier else ()
-        if self.argnums is None:
-            if not bound and not call.args:
-                raise TypeError(
-                    f"pure({code_of(self.fun)}) threads the states of argument 0, and no positional "
-                    f"argument was passed. Pass the tree with the states first: "
-                    f"out, tree = ps.pure({code_of(self.fun)})(tree)."
-                )
-            return bound or (0,)
-        single = isinstance(self.argnums, int)
-        positions = (self.argnums,) if isinstance(self.argnums, int) else self.argnums
-        n = len(call.args)
-        for position in positions:
-            if not -n <= position < n:
-                raise ValueError(
-                    f"argnums={self.argnums} of pure({code_of(self.fun)}) counts the arguments that "
-                    f"the caller passes, and {n} were passed: positions {list(range(n))}. Write "
-                    f"argnums={tuple(range(n))[:1] or 'None'}."
-                )
-        positions = tuple(position % n for position in positions)
-        if len(set(positions)) < len(positions):
-            raise ValueError(
-                f"argnums={self.argnums} of pure({code_of(self.fun)}) names an argument twice. Write "
-                f"argnums={tuple(dict.fromkeys(positions))}."
-            )
-        return positions if single else (*bound, *positions)
-
-    def _code(self) -> str:
-        return f"ps.pure({code_of(self.fun)})"
 
 
 def pure(
@@ -161,8 +112,4 @@ def pure(
             f"{code_of(fn)} is pure already: it returns (out, tree) and writes nothing. Call it as "
             "it is."
         )
-    return Pure(checked(fn), argnums, _hashable(writes))
-
-
-def _hashable(writes: Filter) -> Any:
-    return writes if writes is ... else to_predicate(writes)
+    return Pure(fn, argnums=argnums, writes=writes if writes is ... else to_predicate(writes))

@@ -18,6 +18,9 @@ from .signature import bare
 #: What a run wrote: the new value of each written state, by slot index.
 Writes = dict[int, Any]
 
+#: A slot whose state also stands in the output, and its place there.
+Echo = tuple[int, str]
+
 
 @dataclasses.dataclass
 class Run:
@@ -30,7 +33,7 @@ class Run:
     out: Any
     writes: Writes
     reads: frozenset[int]
-    echoed: tuple[tuple[int, str], ...]
+    echoed: tuple[Echo, ...]
     aliased_out: tuple[str, str] | None
 
 
@@ -63,7 +66,7 @@ def run_body(
     return Run(freeze(out), writes, reads, _echoed(out, states, recording), _aliased(out, states))
 
 
-def _echoed(out: Any, states: Sequence[State], recording: Recording) -> tuple[tuple[int, str], ...]:
+def _echoed(out: Any, states: Sequence[State], recording: Recording) -> tuple[Echo, ...]:
     mine = [
         (i, s._cell.index)
         for i, s in enumerate(states)

@@ -1,78 +1,191 @@
-"""What all transforms share: a stateful function in, a stateful function out."""
+"""What all transforms share: a stateful function in, a stateful function out.
 
-import abc
-import inspect
-from collections.abc import Callable
-from typing import Any
+A transform is a pytree whose one child is the callable that it wraps; its options are static. A call of
+it is *taken apart*, *run*, and what was written is *given back*: by `pure`, which has a contract about
+it, or else into the live states that came in.
+"""
 
-import equinox as eqx
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, ClassVar
+
+import jax.tree_util as jtu
 
 from .call import Call
-from .callables import Method, Wrapper, anchor_of, as_tree
+from .callables import Method, Wrapper, anchor_of, as_tree, as_users
+from .contract import Contract
+from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
-from .running import Writes
+from .running import Echo, Writes
 
 
-class Transform(eqx.Module, Wrapper):
-    """A callable made of a callable.
+_set = object.__setattr__
 
-    It is a module, and therefore a pytree, whose dynamic part is the callable it wraps. As a callable
-    it is hashed by identity, so that `jax.jit` and its like take it.
+
+class _OfWrapped:
+    """An attribute that a transform takes from what it wraps; the class has its own, or none."""
+
+    def __init__(self, get: Callable[[Any], Any], *own: Any):
+        self._get = get
+        self._own = own
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is not None:
+            return self._get(instance)
+        if not self._own:
+            raise AttributeError("a class of transforms wraps nothing")
+        return self._own[0]
+
+
+class Transform(Wrapper):
+    """A callable made of a callable. As a callable it is hashed by identity, so that JAX takes it.
+
+    The options of a subclass are its slots, and keywords of its constructor.
     """
 
+    # The dictionary is for `__module__`: no slot or property can give instances one of their own.
+    __slots__ = ("__dict__", "__weakref__", "fun")
+
     fun: Callable[..., Any]
+    #: The names of the options.
+    _static: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, fun: Any, **options: Any):
+        self._fill(as_tree(fun), [options[name] for name in self._static])
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        below = [c for c in reversed(cls.__mro__) if issubclass(c, Transform) and c is not Transform]
+        cls._static = tuple(name for c in below for name in c.__dict__.get("__slots__", ()))
+        cls.__doc__ = _OfWrapped(  # pyright: ignore[reportAttributeAccessIssue]
+            lambda transform: anchor_of(transform.fun).__doc__, cls.__doc__
+        )
+        jtu.register_pytree_with_keys(cls, _flatten_with_keys, cls._unflatten, flatten_func=_flatten)
+
+    def _fill(self, fun: Any, options: Iterable[Any]) -> None:
+        _set(self, "fun", fun)
+        for name, option in zip(self._static, options, strict=True):
+            _set(self, name, option)
+        module = getattr(anchor_of(fun), "__module__", None)
+        if module is not None:
+            self.__dict__["__module__"] = module
+
+    @classmethod
+    def _unflatten(cls, options: Iterable[Any], children: Iterable[Any]) -> Any:
+        transform = object.__new__(cls)
+        (fun,) = children
+        transform._fill(fun, options)
+        return transform
+
+    def _of(self, fun: Any) -> Any:
+        """The same transform of another callable."""
+        return self._unflatten(_flatten(self)[1], (fun,))
+
+    # Calling ------------------------------------------------------------------------------------
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
-        call = kind._call(self, args, kwargs)
-        out, writes = kind._apply(self, call)
-        call.write_back(writes, lambda index: kind._line(self, call, index))
+        call = self._take_apart(args, kwargs)
+        out, writes = self._run(call)
+        write_back(call, writes, lambda index: self._line(call, index))
         return out
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Call(self.fun, args, kwargs)
 
-    @abc.abstractmethod
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+    def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         """Run a call of the wrapped callable: its output, and what was written.
 
-        `threaded` says that someone gives the written states back.
+        `contract` is that of the `pure` which gives the written states back, if there is one.
         """
+        raise NotImplementedError
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`(out, packed)` where a call whose argument 0 is packed has a shorter way; else `None`."""
         return None
 
+    def _refuse_echo(self, call: Call, echoed: Collection[Echo], contract: Contract | None) -> None:
+        """Raise where a state that somebody gives back also stands in the output."""
+        if echoed:
+            given = contract is not None
+            refused = [e for e in echoed if given or call.states[e[0]]._cell is not None]
+            refuse_echo(call, refused, lambda index: self._line(call, index))
+
+    # What it is called --------------------------------------------------------------------------
+
     def _code(self) -> str:
         """The transform as code, for messages."""
-        return f"ps.{type(self).__name__.lower()}({code_of(self.fun)})"
+        return f"ps.{_class_name(self).lower()}({code_of(self.fun)})"
 
     def _line(self, call: Call, index: int) -> str:
         """The line of code that gives the state of a slot back, for messages."""
-        return call.code(code_of(self), index)
+        return line_giving_back(call, code_of(self), index)
+
+    def __repr__(self) -> str:
+        return self._code()
+
+    __signature__ = _OfWrapped(lambda transform: signature(transform.fun))
 
     @property
-    def __signature__(self) -> inspect.Signature:
-        return signature(self.fun)
+    def __wrapped__(self) -> Any:
+        return as_users(self.fun)
 
     @property
     def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return getattr(anchor_of(self.fun), "__name__", type(self).__name__)
+        return getattr(anchor_of(self.fun), "__name__", _class_name(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__qualname__":  # no class can have a property of this name
+            return getattr(anchor_of(self.fun), "__qualname__", self.__name__)
+        raise AttributeError(
+            f"{_class_name(self)!r} object has no attribute {name!r}", name=name, obj=self
+        )
+
+    # As an object -------------------------------------------------------------------------------
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         # On a method in a class body, `self` is the uncounted extra argument.
         if instance is None:
             return self
         inner = self.fun
-        bound = inner.__get__(instance) if isinstance(inner, Transform) else Method(inner, instance)
-        return eqx.tree_at(lambda t: t.fun, self, bound, is_leaf=lambda x: x is inner)
+        return self._of(
+            inner.__get__(instance) if isinstance(inner, Transform) else Method(inner, instance)
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"{self!r} is immutable; got {name}={value!r}. Make another with the options that you want."
+        )
+
+    def __reduce__(self) -> Any:
+        if _named_alike(self) is self:
+            return self.__qualname__
+        return _unpickled, (type(self), _flatten(self)[1], self.fun)
 
     # A callable's identity is its own, whatever arrays it holds.
     def __hash__(self) -> int:
         return object.__hash__(self)
 
-    def __eq__(self, other: object) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _class_name(transform: Any) -> str:
+    return type(transform).__name__
+
+
+_FUN = jtu.GetAttrKey("fun")
+
+
+def _flatten(transform: Any) -> tuple[tuple[Any], tuple[Any, ...]]:
+    return (transform.fun,), tuple([getattr(transform, name) for name in transform._static])
+
+
+def _flatten_with_keys(transform: Any) -> tuple[Any, tuple[Any, ...]]:
+    (fun,), options = _flatten(transform)
+    return ((_FUN, fun),), options
+
+
+def _unpickled(cls: type[Transform], options: tuple[Any, ...], fun: Any) -> Any:
+    return cls._unflatten(options, (fun,))
 
 
 def code_of(fn: Any) -> str:
@@ -82,16 +195,17 @@ def code_of(fn: Any) -> str:
     return name_of(fn) if _is_decorated(fn) else fn._code()
 
 
-def _is_decorated(fn: Any) -> bool:
+def _is_decorated(fn: Transform) -> bool:
     """Whether the function's own name leads to a transform of it, as after `@ps.vmap2`."""
+    found = _named_alike(fn)
+    return isinstance(found, Transform) and anchor_of(found) is anchor_of(fn)
+
+
+def _named_alike(fn: Transform) -> Any:
+    """What the function's own name leads to."""
     anchor = anchor_of(fn)
     first, *rest = getattr(anchor, "__qualname__", "").split(".")
     found = getattr(anchor, "__globals__", {}).get(first)
     for name in rest:
         found = getattr(found, "__dict__", {}).get(name)
-    return isinstance(found, Transform) and anchor_of(found) is anchor
-
-
-def checked(fn: Any) -> Any:
-    """A callable as a transform keeps it."""
-    return as_tree(fn)
+    return found

@@ -1,22 +1,21 @@
 """`StatefulMapping`: the core that all mappings share.
 
-A call is taken apart (`_call.py`), the program of its structure is found (`_cache.py`) or made
-(`_program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
+A call is taken apart (`call.py`), the program of its structure is found (`compiled.py`) or made
+(`program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 
-from .._calls.around import finish
-from .._calls.call import Call, refuse_echo
+from .._calls.call import Call
+from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.running import Writes
 from .._calls.signature import Static
-from .._calls.transform import Transform, checked, code_of
+from .._calls.transform import Transform, code_of
 from .._ground.typing import Filter, StateAxes
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled, aval
@@ -74,8 +73,9 @@ class StatefulMapping(Compiled):
         Array([0., 1., 2.], dtype=float32)
     """
 
-    fun: Callable[..., Any]
-    options: Options = eqx.field(static=True)
+    __slots__ = ("options",)
+
+    options: Options
 
     def __init__(
         self,
@@ -96,8 +96,7 @@ class StatefulMapping(Compiled):
         donate_argnums: int | Iterable[int] = (),
         donate: Filter = None,
     ):
-        self.fun = checked(fun)
-        self.options = make_options(
+        options = make_options(
             in_axes=in_axes,
             out_axes=out_axes,
             state_in_axes=state_in_axes,
@@ -114,6 +113,7 @@ class StatefulMapping(Compiled):
             donate_argnums=donate_argnums,
             donate=donate,
         )
+        super().__init__(fun, options=options)
 
     @property
     def origin_fun(self) -> Callable[..., Any]:
@@ -152,7 +152,7 @@ class StatefulMapping(Compiled):
 
     # Calling ------------------------------------------------------------------------------------
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         if self.options.static_argnums or self.options.static_argnames:
             args, kwargs = self._with_statics(args, kwargs)
         return Call(self.fun, args, kwargs)
@@ -175,24 +175,31 @@ class StatefulMapping(Compiled):
         }
         return args, kwargs
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        # Methods are called through the class: Equinox makes a bound method a module, in 20 us.
+    def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
+        arrays, meta = self._run_lanes(call)
+        out, writes = meta.result(arrays)
+        self._refuse_echo(call, meta.echoed, contract)
+        if meta.soft and contract is None:
+            # The lanes only read these keys. Where nobody threads them there is nothing to advance.
+            kept = {i for i in meta.soft if call.states[i]._cell is not None}
+            writes = {i: v for i, v in writes.items() if i not in meta.soft or i in kept}
+        return out, writes
+
+    def _run_lanes(self, call: Call) -> tuple[list[Any], Meta]:
         kinds = call.kinds
         operands = kinds.operands(call.leaves)
-        if is_eager() and not jit_is_disabled():
-            if kinds.has_deferred:
-                operands = [x.get() if type(x) is Deferred else x for x in operands]
-            if self.options.on_devices:
-                # Not left to JAX: one device would fail and the others wait for it.
-                call.refuse_deleted(self._code)
-            try:
-                arrays, meta = Compiled._entry(self, call).run(operands)
-            except (RuntimeError, ValueError):
-                call.refuse_deleted(self._code)
-                raise
-        else:
-            arrays, meta = StatefulMapping._program(self, call)(*operands)
-        return _finish(self, call, arrays, meta, threaded)
+        if not is_eager() or jit_is_disabled():
+            return self._program(call)(*operands)
+        if kinds.has_deferred:
+            operands = [x.get() if type(x) is Deferred else x for x in operands]
+        if self.options.on_devices:
+            # Not left to JAX: one device would fail and the others wait for it.
+            call.refuse_deleted(self._code)
+        try:
+            return self._entry(call).run(operands)
+        except (RuntimeError, ValueError):
+            call.refuse_deleted(self._code)
+            raise
 
     def _options_key(self) -> Options:
         return self.options
@@ -232,7 +239,7 @@ class StatefulMapping(Compiled):
             ---------------------------------------------------------------
             12 bytes mapped, 4 bytes broadcast
         """
-        call = self._call(args, kwargs)
+        call = self._take_apart(args, kwargs)
         program = self._program(call)
         operands = call.kinds.operands(call.leaves)
         with warnings.catch_warnings():
@@ -255,53 +262,35 @@ class StatefulMapping(Compiled):
 
         **Raises:** `IndexError`, when called, for a lane that is not there.
         """
-        return Lane(self, index)
+        return Lane(self, index=index)
 
     def _code(self) -> str:
         return self.options.code(code_of(self.fun))
-
-    def __repr__(self) -> str:
-        return code_of(self)
 
 
 class Lane(Transform):
     """One lane of a mapping, which is `fun`; see `StatefulMapping.lane`."""
 
-    fun: Callable[..., Any]
-    index: int = eqx.field(static=True)
+    __slots__ = ("index",)
 
-    @property
-    def _mapping(self) -> StatefulMapping:
-        assert isinstance(self.fun, StatefulMapping)
-        return self.fun
+    fun: Any  # a mapping
+    index: int
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        out, _ = self._apply(self._call(args, kwargs))
+        out, _ = self._run(self._take_apart(args, kwargs))
         return out
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        return self._mapping._call(args, kwargs)
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self.fun._take_apart(args, kwargs)
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        program = self._mapping._program(call)
-        run = run_lane(program, call.leaves, self.index)
-        if threaded:
-            refuse_echo(call, run.echoed, lambda index: self._line(call, index))
+    def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
+        run = run_lane(self.fun._program(call), call.leaves, self.index)
+        if contract is not None:
+            self._refuse_echo(call, run.echoed, contract)
         return run.out, run.writes
 
     def _code(self) -> str:
-        return f"{self._mapping._code()}.lane({self.index})"
-
-
-def _finish(
-    mapping: StatefulMapping, call: Call, arrays: list[Any], meta: Meta, threaded: bool
-) -> tuple[Any, Writes]:
-    out, writes = finish(mapping, call, meta, meta.result(arrays), threaded)
-    if meta.soft and not threaded:
-        # The lanes only read these keys. Where nobody threads them there is nothing to advance.
-        kept = {i for i in meta.soft if call.states[i]._cell is not None}
-        writes = {i: v for i, v in writes.items() if i not in meta.soft or i in kept}
-    return out, writes
+        return f"{self.fun._code()}.lane({self.index})"
 
 
 def _static(value: Any, place: str) -> Static:

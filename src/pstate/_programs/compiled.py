@@ -1,10 +1,9 @@
-"""What compiled transforms share: a call finds its program, or makes it.
+"""Transforms that are compiled: a call finds its program, or makes it.
 
 A *program* is a flat function of the operands of a call, which returns arrays and a `Note` of what they
 mean. Called eagerly it runs through an *entry*, which compiles it once for each set of shapes.
 """
 
-import abc
 import dataclasses
 from collections.abc import Hashable
 from typing import Any
@@ -36,29 +35,31 @@ class CacheKey:
 class Compiled(Transform):
     """A transform that is compiled once for each signature of its calls."""
 
-    @abc.abstractmethod
+    __slots__ = ()
+
     def _options_key(self) -> Hashable:
         """What tells transforms of one function apart."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def _program(self, call: Call) -> Any:
         """The program for calls of this structure."""
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def _make_entry(self, program: Any) -> Any:
         """What compiles and runs a program."""
+        raise NotImplementedError
 
     def _entry(self, call: Call) -> Any:
+        """The entry for calls of this structure, made where there is none."""
         anchor = anchor_of(self.fun)
-        statics = Compiled._static_keys(self, call, anchor)
-        kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
-        options = kind._options_key(self)
+        statics = self._static_keys(call, anchor)
+        options = self._options_key()
         key = (options, call.signature, statics, call.aliases)
 
         def make() -> Any:
             same = [k[2] for k in programs.keys(anchor) if k[:2] == (options, call.signature)]
             warn_of_recompilation(call, statics, same, code_of(self))
-            return kind._make_entry(self, kind._program(self, call))
+            return self._make_entry(self._program(call))
 
         others = tuple(a for a in anchors_of(self.fun) if a is not anchor)
         return programs.get(anchor, key, make, others)
@@ -89,7 +90,7 @@ class Compiled(Transform):
 
         **Returns:** a hashable key, equal for calls that share a compiled program.
         """
-        call = self._call(args, kwargs)
+        call = self._take_apart(args, kwargs)
         avals = tuple(aval(leaf) for leaf in call.kinds.operands(call.leaves))
         statics = self._static_keys(call, anchor_of(self.fun))
         return CacheKey(call.treedef, statics, avals, self._entry(call))

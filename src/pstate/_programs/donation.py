@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._calls.call import Call
+from .._calls.contract import Contract
 from .._calls.flat_function import FlatFunction
 from .._calls.notes import Note, Operand
 from .._calls.signature import ARGS
@@ -105,9 +106,9 @@ def _same_type(a: Any, b: Any) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype
 
 
-def kept_arguments(call: Call) -> frozenset[Argument]:
+def kept_arguments(call: Call, contract: Contract | None) -> frozenset[Argument]:
     """The arguments that somebody goes on with: those that `pure` gives back, and the live ones."""
-    given = frozenset() if call.contract is None else frozenset(call.contract.arguments)
+    given = frozenset() if contract is None else frozenset(contract.arguments)
     if not call.is_live:
         return given
     arguments = call.signature.argument_of_slot

@@ -9,16 +9,14 @@ import functools as ft
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
 from .._calls.call import Call
-from .._calls.callables import Several
+from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
-from .._calls.transform import checked
 from .._ground.errors import StateTypeError
 from .._trees.leaves import operand_mask, static_key
 from .carried_states import carried_states, same_type, shown_type
@@ -158,10 +156,12 @@ def _same_output(a: Any, b: Any) -> bool:
 class _Chooser(ControlFlow):
     """A choice, called as a statement. `choose` is JAX's."""
 
-    choose: Callable[..., Any] = eqx.field(static=True)
+    __slots__ = ("choose",)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call = ControlFlow._call(self, args, kwargs)
+    choose: Callable[..., Any]
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = super()._take_apart(args, kwargs)
         n = call.signature.n_fn
         if call.signature.starts[1] != n + 1 or not call.kinds.mask[n]:
             (name, *_) = call.names
@@ -220,9 +220,8 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
         >>> counter.value.item()
         7
     """
-    return _Chooser(Several((checked(true_fun), checked(false_fun)), ("pred",)), jax.lax.cond)(
-        pred, *operands
-    )
+    branches = Several((as_tree(true_fun), as_tree(false_fun)), ("pred",))
+    return _Chooser(branches, choose=jax.lax.cond)(pred, *operands)
 
 
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
@@ -254,4 +253,5 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
     """
     if not branches:
         raise ValueError("ps.switch has no branch to choose. Write ps.switch(index, [f, g], *operands).")
-    return _Chooser(Several(tuple(map(checked, branches)), ("index",)), jax.lax.switch)(index, *operands)
+    several = Several(tuple(map(as_tree, branches)), ("index",))
+    return _Chooser(several, choose=jax.lax.switch)(index, *operands)

@@ -57,7 +57,9 @@ def carried_states(body: FlatFunction, is_held: Callable[[Slot], bool]) -> Carri
     return CarriedStates(own, representative)
 
 
-def refuse_changed_states(body: FlatFunction, held: CarriedStates, run: Run, leaves: Sequence[Any]) -> None:
+def refuse_changed_states(
+    body: FlatFunction, held: CarriedStates, run: Run, leaves: Sequence[Any]
+) -> None:
     """Raise where a loop's body wrote a held state with a value of another type.
 
     A weakly typed value may become strong: JAX changes it before the loop, as it does in its own.

@@ -3,35 +3,36 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 
-from .._calls.around import finish, settle, with_values
 from .._calls.call import Call
+from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
+from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
-from .._calls.transform import Transform, checked, code_of
+from .._calls.transform import code_of
 
 
-class Checkpoint(Transform):
+class Checkpoint(Lifted):
     """What `checkpoint` returns."""
 
-    fun: Callable[..., Any]
-    prevent_cse: bool = eqx.field(static=True)
-    policy: Callable[..., Any] | None = eqx.field(static=True)
+    __slots__ = ("policy", "prevent_cse")
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
+    prevent_cse: bool
+    policy: Callable[..., Any] | None
+
+    def _run_leaves(
+        self, call: Call, leaves: list[Any], contract: Contract | None
+    ) -> tuple[Note, tuple[Any, Writes]]:
         body = flat_function_of(call, code_of(self))
 
         def flat(*arrays: Any) -> tuple[list[Any], Note]:
             return taken_apart(body.run(body.leaves(arrays)))
 
         recomputed = jax.checkpoint(flat, prevent_cse=self.prevent_cse, policy=self.policy)
-        arrays, note = with_values(self, call, lambda leaves: recomputed(*call.kinds.operands(leaves)))
-        out, writes = finish(self, call, note, note.result(arrays), threaded)
-        settle(call, note.reads, writes)
-        return out, writes
+        arrays, note = recomputed(*call.kinds.operands(leaves))
+        return note, note.result(arrays)
 
 
 def checkpoint(
@@ -69,4 +70,4 @@ def checkpoint(
     """
     if fn is None:
         return lambda fn: checkpoint(fn, prevent_cse=prevent_cse, policy=policy)
-    return Checkpoint(checked(fn), prevent_cse, policy)
+    return Checkpoint(fn, prevent_cse=prevent_cse, policy=policy)

@@ -4,7 +4,6 @@ They are statements, `scan(f, init, xs)`. Called eagerly they are compiled once 
 cached, like a mapping; under a trace they are inlined.
 """
 
-import abc
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._calls.around import finish, settle, with_values
 from .._calls.call import Call
 from .._calls.callables import Several
+from .._calls.contract import Contract
 from .._calls.flat_function import FlatFunction
+from .._calls.lifting import Lifted
 from .._calls.notes import Note, arrays_of, taken_apart
 from .._calls.running import Run, Writes
 from .._ground.versions import is_eager, jit_is_disabled
@@ -34,17 +34,19 @@ class FlowFunction(FlatFunction):
     def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
         return taken_apart(self.flow(self.leaves(arrays)))
 
-    @abc.abstractmethod
     def flow(self, leaves: list[Any]) -> Run:
         """Run it on all leaves of a call."""
+        raise NotImplementedError
 
 
-class ControlFlow(Statement, Compiled):
+class ControlFlow(Statement, Compiled, Lifted):
     """A loop or a choice."""
+
+    __slots__ = ()
 
     fun: Any  # a callable, or several
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # A carry is taken apart and put together in the loop, and so must be a tree from the start.
         args = tuple(map(unpacked, args))
         call = Call(self.fun, args, kwargs)
@@ -58,19 +60,15 @@ class ControlFlow(Statement, Compiled):
             ]
         return call
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        kind = type(self)  # through the class: Equinox makes a bound method a module, in 20 us
-
-        def run(leaves: list[Any]) -> tuple[list[Any], Note]:
-            operands = call.kinds.operands(leaves)
-            if is_eager() and not jit_is_disabled():
-                return Compiled._entry(self, call).run(operands)
-            return kind._program(self, call)(*operands)
-
-        arrays, note = with_values(self, call, run)
-        out, writes = finish(self, call, note, note.result(arrays), threaded)
-        settle(call, note.reads, writes)
-        return out, writes
+    def _run_leaves(
+        self, call: Call, leaves: list[Any], contract: Contract | None
+    ) -> tuple[Note, tuple[Any, Writes]]:
+        operands = call.kinds.operands(leaves)
+        if is_eager() and not jit_is_disabled():
+            arrays, note = self._entry(call).run(operands)
+        else:
+            arrays, note = self._program(call)(*operands)
+        return note, note.result(arrays)
 
     def _make_entry(self, program: Any) -> Entry:
         name = self._code().removeprefix("ps.").partition("(")[0]

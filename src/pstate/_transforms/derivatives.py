@@ -4,45 +4,45 @@ What is differentiated are leaves of one argument, or several; all others are co
 inside are kept, as the auxiliary output of the JAX transform underneath.
 """
 
-import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 
-from .._calls.around import finish, settle, with_values
 from .._calls.call import Call
 from .._calls.callables import carrier_of
 from .._calls.code import as_code
+from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
+from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.running import Run, Writes
-from .._calls.transform import Transform, code_of
+from .._calls.transform import code_of
 from ..filter import Trainable
 from .statements import Statement, callable_code, shown_arguments
 from .wrt import Chosen, Options, Trees, Wrt
 
 
-class Derivative(Transform):
+class Derivative(Lifted):
     """A stateful function that gives derivatives of another."""
 
-    fun: Callable[..., Any]
-    wrt: Any = eqx.field(static=True)
-    argnums: int | tuple[int, ...] | None = eqx.field(static=True)
-    has_aux: bool = eqx.field(static=True)
-    holomorphic: bool = eqx.field(static=True, default=False)
+    __slots__ = ("argnums", "has_aux", "holomorphic", "wrt")
+
+    wrt: Any
+    argnums: int | tuple[int, ...] | None
+    has_aux: bool
+    holomorphic: bool
 
     _name: ClassVar[str]
 
-    @abc.abstractmethod
     def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
         """`(result, kept)`, where `function(chosen)` returns `(out, kept)`."""
+        raise NotImplementedError
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # As in JAX, a number can be differentiated where it is an argument by itself.
         argnums = self.argnums
         if argnums is None:
@@ -55,24 +55,20 @@ class Derivative(Transform):
         )
         return Call(self.fun, converted, kwargs)
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        kind = type(self)
+    def _run_leaves(
+        self, call: Call, leaves: list[Any], contract: Contract | None
+    ) -> tuple[Note, tuple[Any, Writes]]:
         body = flat_function_of(call, code_of(self))
+        wrt = Wrt(Options(self.wrt, self.argnums, self._code()), call, leaves)
 
-        def differentiated(leaves: list[Any]) -> Any:
-            wrt = Wrt(Options(self.wrt, self.argnums, kind._code(self)), call, leaves)
+        def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
+            run = body.run(wrt.put(leaves, chosen))
+            out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
+            return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
 
-            def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
-                run = body.run(wrt.put(leaves, chosen))
-                out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
-                return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
-
-            return kind._differentiate(self, function, wrt.chosen(leaves), wrt)
-
-        result, (arrays, note) = with_values(self, call, differentiated)
-        aux, writes = finish(self, call, note, note.result(arrays), threaded)
-        settle(call, note.reads, writes)
-        return self._with_aux(result, aux), writes
+        result, (arrays, note) = self._differentiate(function, wrt.chosen(leaves), wrt)
+        aux, writes = note.result(arrays)
+        return note, (self._with_aux(result, aux), writes)
 
     def _with_aux(self, result: Any, aux: Any) -> Any:
         return (result, aux) if self.has_aux else result
@@ -104,6 +100,8 @@ def _pair(derivative: Derivative, out: Any) -> tuple[Any, Any]:
 
 
 class ValueAndGrad(Derivative):
+    __slots__ = ()
+
     _name: ClassVar[str] = "value_and_grad"
 
     def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
@@ -117,6 +115,8 @@ class ValueAndGrad(Derivative):
 
 
 class Grad(ValueAndGrad):
+    __slots__ = ()
+
     _name: ClassVar[str] = "grad"
 
     def _with_aux(self, result: Any, aux: Any) -> Any:
@@ -127,7 +127,9 @@ class Grad(ValueAndGrad):
 class Jacobian(Derivative):
     """A Jacobian, or a Hessian: `jacobian` is JAX's."""
 
-    jacobian: Callable[..., Any] = eqx.field(static=True, default=jax.jacrev)
+    __slots__ = ("jacobian",)
+
+    jacobian: Callable[..., Any]
 
     def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
         differentiate = self.jacobian(function, has_aux=True, holomorphic=self.holomorphic)
@@ -148,6 +150,8 @@ class Jacobian(Derivative):
 
 
 class Vjp(Statement, Derivative):
+    __slots__ = ()
+
     _name: ClassVar[str] = "vjp"
 
     def _options(self) -> list[str]:
@@ -173,7 +177,9 @@ class _PullBack:
 
 
 class Jvp(Statement, Derivative):
-    tangents: tuple[Any, ...] = ()
+    __slots__ = ("tangents",)
+
+    tangents: tuple[Any, ...]
 
     _name: ClassVar[str] = "jvp"
 

@@ -8,19 +8,19 @@ from typing import Any
 
 import jax
 
-from .._calls.transform import checked
 from .._ground.typing import Filter
 from ..filter import Trainable, to_predicate
 from .derivatives import Derivative, Grad, Jacobian, Jvp, ValueAndGrad, Vjp
 
 
-def _with_options(fn: Any, wrt: Filter, argnums: Any, make: Callable[..., Derivative]) -> Any:
+def _derivative(
+    cls: type[Derivative], fn: Any, wrt: Filter, argnums: int | Sequence[int] | None, **options: Any
+) -> Any:
     """The derivative of `fn`, or a decorator where there is no `fn` yet."""
-    argnums = tuple(argnums) if isinstance(argnums, list) else argnums
     chosen = to_predicate(wrt)
-    if fn is None:
-        return lambda fn: make(checked(fn), chosen, argnums)
-    return make(checked(fn), chosen, argnums)
+    numbers = tuple(argnums) if isinstance(argnums, list) else argnums
+    make = lambda fn: cls(fn, wrt=chosen, argnums=numbers, **options)
+    return make if fn is None else make(fn)
 
 
 def grad(
@@ -67,8 +67,7 @@ def grad(
         >>> gradient["w"].value, gradient["calls"], model["calls"].value.item()
         (Array([1., 4.], dtype=float32), State(), 1)
     """
-    make = lambda fn, wrt, argnums: Grad(fn, wrt, argnums, has_aux, holomorphic)
-    return _with_options(fn, wrt, argnums, make)
+    return _derivative(Grad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
 
 
 def value_and_grad(
@@ -98,8 +97,7 @@ def value_and_grad(
         >>> value.item(), gradient["w"].value.item()
         (6.0, 3.0)
     """
-    make = lambda fn, wrt, argnums: ValueAndGrad(fn, wrt, argnums, has_aux, holomorphic)
-    return _with_options(fn, wrt, argnums, make)
+    return _derivative(ValueAndGrad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
 
 
 def jacfwd(
@@ -129,8 +127,8 @@ def jacfwd(
         >>> ps.jacfwd(scale)({"w": ps.ParamState(3.0)})["w"].value
         Array([0., 1.], dtype=float32)
     """
-    make = lambda fn, wrt, argnums: Jacobian(fn, wrt, argnums, has_aux, holomorphic, jax.jacfwd)
-    return _with_options(fn, wrt, argnums, make)
+    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.jacfwd}
+    return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
 def jacrev(
@@ -158,8 +156,8 @@ def jacrev(
         Array([[2., 0.],
                [0., 4.]], dtype=float32)
     """
-    make = lambda fn, wrt, argnums: Jacobian(fn, wrt, argnums, has_aux, holomorphic, jax.jacrev)
-    return _with_options(fn, wrt, argnums, make)
+    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.jacrev}
+    return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
 def hessian(
@@ -188,8 +186,8 @@ def hessian(
         >>> second["w"].value["w"].value.item()
         12.0
     """
-    make = lambda fn, wrt, argnums: Jacobian(fn, wrt, argnums, has_aux, holomorphic, jax.hessian)
-    return _with_options(fn, wrt, argnums, make)
+    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.hessian}
+    return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
 def vjp(
@@ -223,8 +221,7 @@ def vjp(
         >>> cotangent["w"].value
         Array([3., 3.], dtype=float32)
     """
-    make = lambda fn, wrt, argnums: Vjp(fn, wrt, argnums, has_aux)
-    return _with_options(fn, wrt, argnums, make)(*primals)
+    return _derivative(Vjp, fn, wrt, argnums, has_aux=has_aux, holomorphic=False)(*primals)
 
 
 def jvp(
@@ -258,5 +255,5 @@ def jvp(
         >>> out.item(), tangent.item()
         (9.0, 6.0)
     """
-    make = lambda fn, wrt, argnums: Jvp(fn, wrt, argnums, has_aux, False, tuple(tangents))
-    return _with_options(fn, wrt, argnums, make)(*primals)
+    options = {"has_aux": has_aux, "holomorphic": False, "tangents": tuple(tangents)}
+    return _derivative(Jvp, fn, wrt, argnums, **options)(*primals)

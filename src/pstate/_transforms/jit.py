@@ -8,17 +8,18 @@ import types
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
-from .._calls.around import finish, refuse_echoed, settle, with_values
 from .._calls.call import Call
 from .._calls.code import as_code
+from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
+from .._calls.giving_back import check_writes, updated
+from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
-from .._calls.transform import checked, code_of
+from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
 from .._ground.typing import Filter, as_tuple
 from .._ground.versions import is_eager, jit_is_disabled
@@ -99,40 +100,37 @@ class _JitEntry:
         return found
 
 
-class Jit(Compiled):
+class Jit(Compiled, Lifted):
     """What `jit` returns: a compiled stateful function."""
 
-    fun: Callable[..., Any]
-    donate: Any = eqx.field(static=True)
-    donate_argnums: tuple[int, ...] = eqx.field(static=True)
+    __slots__ = ("donate", "donate_argnums")
 
-    def _apply(self, call: Call, threaded: bool = False) -> tuple[Any, Writes]:
-        def run(leaves: list[Any]) -> tuple[list[Any], Note, list[Any]]:
-            operands = call.kinds.operands(leaves)
-            if jit_is_disabled():
-                return *Jit._program(self, call)(*operands), operands
-            return *Jit._compiled(self, call, operands, threaded), operands
+    donate: Any
+    donate_argnums: tuple[int, ...]
 
-        arrays, note, operands = with_values(self, call, run)
-        out, writes = finish(self, call, note, note.result(arrays, operands), threaded)
-        settle(call, note.reads, writes)
-        return out, writes
+    def _run_leaves(
+        self, call: Call, leaves: list[Any], contract: Contract | None
+    ) -> tuple[Note, tuple[Any, Writes]]:
+        operands = call.kinds.operands(leaves)
+        if jit_is_disabled():
+            arrays, note = self._program(call)(*operands)
+        else:
+            entry = self._entry(call)
+            if entry.program.donates and is_eager():
+                check = lambda note: self._check(call, note, contract)
+                arrays, note = entry.run_donating(operands, kept_arguments(call, contract), check)
+            else:
+                arrays, note = entry.run(operands)
+        return note, note.result(arrays, operands)
 
-    def _compiled(self, call: Call, operands: list[Any], threaded: bool) -> tuple[list[Any], Note]:
-        entry = Compiled._entry(self, call)
-        if entry.program.donates and is_eager():
-            check = lambda note: Jit._check(self, call, note, threaded)
-            return entry.run_donating(operands, kept_arguments(call), check)
-        return entry.run(operands)
-
-    def _check(self, call: Call, note: Note, threaded: bool) -> None:
+    def _check(self, call: Call, note: Note, contract: Contract | None) -> None:
         """Refuse what would be refused after the call, when buffers are gone."""
-        refuse_echoed(self, call, note, threaded)
-        call.check_writes([index for index, _, _ in note.writes], lambda i: self._line(call, i))
+        self._refuse_echo(call, note.echoed, contract)
+        writes = [index for index, _, _ in note.writes]
+        check_writes(call, contract, writes, lambda index: self._line(call, index))
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fields = vars(self)  # each access to a field of a module takes a microsecond or two
-        fun, donates = fields["fun"], fields["donate"] is not None or fields["donate_argnums"]
+        fun, donates = self.fun, self.donate is not None or self.donate_argnums
         if type(fun) is not types.FunctionType or donates or not is_eager() or jit_is_disabled():
             return None
         packed = args[0]
@@ -146,8 +144,8 @@ class Jit(Compiled):
             return None  # an unhashable leaf is named there too
 
         def make() -> PackedProgram:
-            call = Jit._call(self, args, kwargs)
-            return packed_program(call, Compiled._entry(self, call))
+            call = self._take_apart(args, kwargs)
+            return packed_program(call, self._entry(call))
 
         program = programs.get(fun, key, make)
         if program.general:
@@ -159,14 +157,15 @@ class Jit(Compiled):
         except Captured as captured:
             raise entry.error(captured) from None
         except (RuntimeError, ValueError):
-            Jit._call(self, args, kwargs).refuse_deleted(self._code)
+            self._take_apart(args, kwargs).refuse_deleted(self._code)
             raise
         plan = program.plan(note, packed)
         if plan is not None:
             return plan.result(packed, arrays, operands)
-        call = Jit._call(self, args, kwargs)
-        out, writes = finish(self, call, note, note.result(arrays, operands), True)
-        return out, call.updated_argument(0, writes)
+        call = self._take_apart(args, kwargs)
+        self._refuse_echo(call, note.echoed, Contract(call, (0,), ...))
+        out, writes = note.result(arrays, operands)
+        return out, updated(call, 0, writes)
 
     def _code(self) -> str:
         donate = [] if self.donate is None else [f"donate={as_code(self.donate)}"]
@@ -231,4 +230,4 @@ def jit(
     if fn is None:
         return lambda fn: jit(fn, donate=donate, donate_argnums=donate_argnums)
     chosen = None if donate is None else to_predicate(donate)
-    return Jit(checked(fn), chosen, as_tuple(donate_argnums, int))
+    return Jit(fn, donate=chosen, donate_argnums=as_tuple(donate_argnums, int))

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 
@@ -17,7 +16,6 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
-from .._calls.transform import checked
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
 from .carried_states import carried_states, refuse_changed_states
@@ -199,10 +197,12 @@ def _length(running: _Running) -> int:
 class _Scan(ControlFlow):
     """A loop over arrays, called as a statement."""
 
-    options: _Options = eqx.field(static=True)
+    __slots__ = ("options",)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call = ControlFlow._call(self, args, kwargs)
+    options: _Options
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = super()._take_apart(args, kwargs)
         if self.options.has_carry:
             (fn,) = codes_of(self.fun)
             refuse_live(
@@ -286,7 +286,7 @@ def scan(
         (6.0, [0.0, 0.0, 1.0, 3.0], 4)
     """
     options = _Options(True, length, reverse, unroll, progress_options(progress))
-    return _Scan(checked(f), options)(init, xs)
+    return _Scan(f, options=options)(init, xs)
 
 
 def for_loop(
@@ -322,4 +322,4 @@ def for_loop(
         ((3,), 3)
     """
     options = _Options(False, length, reverse, unroll, progress_options(progress))
-    return _Scan(checked(f), options)(*xs)
+    return _Scan(f, options=options)(*xs)

@@ -15,6 +15,8 @@ from .._calls.transform import Transform, code_of
 class Statement(Transform):
     """A transform whose call is a statement of its own."""
 
+    __slots__ = ()
+
     def _line(self, call: Call, index: int) -> str:
         root = call.signature.root(index, call.names)
         return f"out, {root} = ps.pure(lambda {root}: {self._shown(call, index)})({root})"

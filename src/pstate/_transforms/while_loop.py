@@ -13,11 +13,10 @@ import jax
 import jax.tree_util as jtu
 
 from .._calls.call import Call
-from .._calls.callables import Several
+from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
-from .._calls.transform import checked
 from .._ground.errors import FrozenStateError
 from .._states.cell import Cell
 from .._trees.flattening import unflatten_frozen
@@ -109,8 +108,10 @@ def _refuse_any(body: _While, cell: Cell) -> None:
 class _WhileLoop(ControlFlow):
     """A loop with a condition, called as a statement."""
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call = ControlFlow._call(self, args, kwargs)
+    __slots__ = ()
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = super()._take_apart(args, kwargs)
         condition, body = codes_of(self.fun)
         bound = f"ft.partial({condition}, {{tree}}), ft.partial({body}, {{tree}})"
         line = f"carry = ps.while_loop({bound}, carry)"
@@ -162,5 +163,5 @@ def while_loop(cond_fun: Callable[..., Any], body_fun: Callable[..., Any], init_
         >>> model["n"].value.item()
         192
     """
-    fun = Several((checked(cond_fun), checked(body_fun)))
+    fun = Several((as_tree(cond_fun), as_tree(body_fun)))
     return _WhileLoop(fun)(init_val)

@@ -1,0 +1,83 @@
+"""Transforms that run their function under a trace of their own.
+
+The leaves of a call go through one of JAX's transforms, as arrays, and come back with a note. Keys that
+the lanes of a mapping around the call have not split yet are *deferred*: they are computed before, where
+they can be, and the need for those that the function did not touch is taken back. A random state that no
+draw touched then comes back as it was.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from .._states.deferred import Deferred
+from .._states.threads import local
+from .call import Call
+from .contract import Contract
+from .notes import Note
+from .running import Writes
+from .transform import Transform
+
+
+class Lifted(Transform):
+    """A transform of a function of arrays, lifted to calls with states."""
+
+    __slots__ = ()
+
+    def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
+        note, (out, writes) = self._run_computed(call, contract)
+        self._refuse_echo(call, note.echoed, contract)
+        _settle(call, note.reads, writes)
+        return out, writes
+
+    def _run_leaves(
+        self, call: Call, leaves: list[Any], contract: Contract | None
+    ) -> tuple[Note, tuple[Any, Writes]]:
+        """Run on the leaves of a call, none of them deferred.
+
+        Gives the note; and the output, with what was written.
+        """
+        raise NotImplementedError
+
+    def _run_computed(self, call: Call, contract: Contract | None) -> tuple[Note, tuple[Any, Writes]]:
+        """Run with deferred leaves computed.
+
+        **Raises:** `StateError` for a buffer that was given up before. It is looked for where something
+        failed: to ask each array costs more than a call.
+        """
+        if not call.kinds.has_deferred:
+            try:
+                return self._run_leaves(call, call.leaves, contract)
+            except (RuntimeError, ValueError):
+                call.refuse_deleted(self._code)
+                raise
+        leaves = [x.tentative() if type(x) is Deferred else x for x in call.leaves]
+        try:
+            return self._run_leaves(call, leaves, contract)
+        except BaseException:
+            for leaf in call.leaves:
+                if type(leaf) is Deferred:
+                    leaf.release()
+            raise
+
+
+def _settle(call: Call, reads: Collection[int], writes: Collection[int]) -> None:
+    """Tell the live states that came in what a function did with them.
+
+    `reads` and `writes` are the slots that it read and wrote.
+    """
+    if not local.recordings:
+        return
+    for index in reads:
+        cell = call.states[index]._cell
+        if cell is not None and index not in writes:
+            cell.get()  # from now on the cell needs it
+    if not call.kinds.has_deferred:
+        return
+    for leaf, slot in zip(call.leaves, call.signature.layout.slot_of_leaf, strict=True):
+        if type(leaf) is not Deferred:
+            continue
+        assert slot is not None
+        touched = slot.index in reads or slot.index in writes
+        held = slot.index not in writes and call.states[slot.index]._cell is not None
+        if held or not touched:
+            leaf.release()

@@ -392,8 +392,8 @@ def draw(rng, scale):
 
 
 def _draw_by_hand(key, scale):
-    key = jr.split(key, 2)[1]
-    return 0.0 + scale * jr.normal(key, ())
+    _, own = jr.split(key)
+    return 0.0 + scale * jr.normal(own, ())
 
 
 @case(
@@ -406,8 +406,8 @@ def a_key_per_lane(rng, scales):
     kept = keys[0]
 
     def lane(key, scale):
-        keys = jr.split(key, 2)
-        return 0.0 + scale * jr.normal(keys[1], ()), keys[0]
+        kept, own = jr.split(key)
+        return 0.0 + scale * jr.normal(own, ()), kept
 
     ys, _ = jax.vmap(lane)(keys[1:], scales)
     return ys, ps.RandomState(kept)
@@ -428,8 +428,8 @@ def a_raw_key_per_lane(rng, scales):
 )
 def one_key_for_all(rng, scales):
     def lane(key, scale):
-        keys = jr.split(key, 2)
-        return 0.0 + scale * jr.normal(keys[1], ()), keys[0]
+        kept, own = jr.split(key)
+        return 0.0 + scale * jr.normal(own, ()), kept
 
     ys, kept = jax.vmap(lane, in_axes=(None, 0), out_axes=(0, None))(rng.value, scales)
     return ys, ps.RandomState(kept)
@@ -441,8 +441,8 @@ def one_key_for_all(rng, scales):
 )
 def a_batch_of_keys(rng, scales):
     def lane(key, scale):
-        keys = jr.split(key, 2)
-        return 0.0 + scale * jr.normal(keys[1], ()), keys[0]
+        kept, own = jr.split(key)
+        return 0.0 + scale * jr.normal(own, ()), kept
 
     ys, kept = jax.vmap(lane)(rng.value, scales)
     return ys, ps.RandomState(kept)
@@ -488,8 +488,8 @@ def nested_draws(rng, scales):
         inner_kept = inner[0]
 
         def lane(key, scale):
-            keys = jr.split(key, 2)
-            return 0.0 + scale * jr.normal(keys[1], ()), keys[0]
+            kept, own = jr.split(key)
+            return 0.0 + scale * jr.normal(own, ()), kept
 
         ys, _ = jax.vmap(lane)(inner[1:], scales)
         return ys, inner_kept

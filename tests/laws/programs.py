@@ -8,10 +8,11 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
-def program(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The program of `fn`: a sorted tuple of `(primitive, programs inside)` of what is used.
+def program(fn: Callable[..., Any], *args: Any, unused: bool = True, **kwargs: Any) -> Any:
+    """The program of `fn`: a sorted tuple of `(primitive, programs inside)`.
 
-    Sorted, because the order of independent equations means nothing.
+    Sorted, because the order of independent equations means nothing. With `unused=False`, without the
+    equations whose results nothing uses.
     """
     arrays, rest = eqx.partition((args, kwargs), eqx.is_array)
 
@@ -19,7 +20,12 @@ def program(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         args, kwargs = eqx.combine(arrays, rest)
         return eqx.filter(fn(*args, **kwargs), eqx.is_array)
 
-    return _program(_without_unused(jax.make_jaxpr(flat)(arrays).jaxpr))
+    return _program(jax.make_jaxpr(flat)(arrays).jaxpr, unused)
+
+
+def _program(jaxpr: Jaxpr, unused: bool) -> tuple[Any, ...]:
+    eqns = jaxpr.eqns if unused else _without_unused(jaxpr)
+    return tuple(sorted((eqn.primitive.name, _inside(eqn, unused)) for eqn in eqns))
 
 
 def _without_unused(jaxpr: Jaxpr) -> list[Any]:
@@ -32,16 +38,12 @@ def _without_unused(jaxpr: Jaxpr) -> list[Any]:
     return used
 
 
-def _program(eqns: list[Any]) -> tuple[Any, ...]:
-    return tuple(sorted((eqn.primitive.name, _inside(eqn)) for eqn in eqns))
-
-
-def _inside(eqn: Any) -> tuple[Any, ...]:
+def _inside(eqn: Any, unused: bool) -> tuple[Any, ...]:
     found = []
     for param in eqn.params.values():
         for item in param if isinstance(param, tuple | list) else (param,):
             if isinstance(item, ClosedJaxpr):
                 item = item.jaxpr
             if isinstance(item, Jaxpr):
-                found.append(_program(_without_unused(item)))
+                found.append(_program(item, unused))
     return tuple(found)

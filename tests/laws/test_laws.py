@@ -77,7 +77,7 @@ def test_hand_threaded_under_jit(case: Case):
 
 @every_case
 def test_same_program(case: Case):
-    """L2: the traced program has the twin's primitives in the twin's nesting."""
+    """L2: the traced program has the twin's primitives in the twin's nesting, unused ones included."""
     if not case.same_program:
         return
     args, kwargs = case.args(), case.kwargs()

@@ -96,11 +96,14 @@ def test_pair_is_the_same_program(outer: Using, inner: Using):
     if refused(outer, inner):
         return
     model = transforms.model()
+    # JAX makes a choice that differs between lanes a selection of every operand, used or not, and a
+    # branch is passed every state: one that none of them writes leaves a selection that nothing uses.
+    unused = (outer.name, inner.name) != ("vmap2", "cond")
 
     def traced(f: Any) -> tuple[Any, int]:
         before = ticks()
         with quiet():
-            return program(f, model, X), ticks() - before
+            return program(f, model, X, unused=unused), ticks() - before
 
     (got, runs), (expected, expected_runs) = traced(pure(outer, inner)), traced(by_hand(outer, inner))
     assert runs <= expected_runs

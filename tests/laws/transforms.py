@@ -110,8 +110,13 @@ def _lanes_by_hand(g: ByHand, lanes: int) -> ByHand:
         keys = jr.split(values["key"], lanes + 1)
         axes = {"count": None, "weight": None, "key": 0}
         xs = x + jnp.arange(float(lanes))
-        ys, new = jax.vmap(g, in_axes=(axes, 0))({**values, "key": keys[1:]}, xs)
-        return jnp.sum(ys), {**values, "count": jnp.mean(new["count"], axis=0), "key": keys[0]}
+
+        def lane(values: dict[str, Any], x: Any) -> tuple[Any, Any]:
+            y, new = g(values, x)
+            return y, new["count"]
+
+        ys, counts = jax.vmap(lane, in_axes=(axes, 0))({**values, "key": keys[1:]}, xs)
+        return jnp.sum(ys), {**values, "count": jnp.mean(counts, axis=0), "key": keys[0]}
 
     return mapped
 

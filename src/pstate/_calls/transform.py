@@ -123,10 +123,7 @@ class Transform(Wrapper):
         return self._code()
 
     __signature__ = _OfWrapped(lambda transform: signature(transform.fun))
-
-    @property
-    def __wrapped__(self) -> Any:
-        return as_users(self.fun)
+    __wrapped__ = _OfWrapped(lambda transform: as_users(transform.fun))
 
     @property
     def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -6,10 +6,9 @@ jaxtyping, which shares the dimension names of the surrounding `@jaxtyped` scope
 """
 
 import functools as ft
+import importlib
 import typing
 from typing import Any
-
-from beartype.door import is_bearable
 
 
 class StateAnnotation(type):
@@ -41,7 +40,10 @@ class StateAnnotation(type):
 
 @typing.no_type_check
 def _holds(value: Any, hint: Any) -> bool:
-    return isinstance(value, hint) if isinstance(hint, type) else is_bearable(value, hint)
+    if isinstance(hint, type):
+        return isinstance(value, hint)
+    # Imported when it is first needed: a fifth of a second, for hints that are no classes.
+    return importlib.import_module("beartype.door").is_bearable(value, hint)
 
 
 @ft.lru_cache(maxsize=1024)

@@ -9,7 +9,6 @@ splitting of a key that a lane draws with.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.custom_batching import custom_vmap
@@ -19,11 +18,7 @@ from .._states.deferred import Deferred
 
 
 def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
-    """For each value whether it may differ between lanes.
-
-    Gradients are stopped, because `custom_vmap` has no rule for them; the values themselves are not
-    passed through, so this concerns nothing but the question.
-    """
+    """For each value whether it may differ between lanes."""
     if not values:
         return []
     found: list[bool] = []
@@ -37,7 +32,7 @@ def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
         found.extend(in_batched[1])
         return reference, True
 
-    probe(reference, [jax.lax.stop_gradient(jnp.asarray(v)) for v in values])
+    probe(reference, [jnp.asarray(v) for v in values])
     return found
 
 

@@ -76,9 +76,15 @@ class RandomState(State[V]):
                 "a draw takes one. Map over the batch, so that each lane has its own: "
                 "ps.vmap2(f, state_in_axes={0: ps.RandomState})."
             )
-        keys = jr.split(key, (1 if n is None else n) + 1)
+        if n is None:
+            kept, own = jr.split(
+                key
+            )  # unpacked, as by hand: newer versions of JAX have a primitive for it
+            cell.put(kept)
+            return own
+        keys = jr.split(key, n + 1)
         cell.put(keys[0])
-        return keys[1] if n is None else keys[1:]
+        return keys[1:]
 
     def key(self) -> Shaped[Array, "..."]:
         """A fresh key for any function of `jax.random`. The same as `split_key()`."""

@@ -45,7 +45,7 @@ class _JitEntry:
         self.program = program
         self.flat = watched(program, name)
         self.jitted = jax.jit(self.flat)
-        self._donating: dict[Any, tuple[tuple[int, ...], Note, Any]] = {}
+        self._donating: dict[Any, tuple[tuple[int, ...], tuple[int, ...], Note, Any]] = {}
         self._by_donated: dict[tuple[int, ...], Any] = {}
 
     def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
@@ -55,9 +55,13 @@ class _JitEntry:
         self, arrays: list[Any], kept: frozenset[Argument], check: Callable[[Note], None]
     ) -> tuple[list[Any], Note]:
         """Run, and give up buffers. `check` raises where the call will be refused: it must not run."""
-        donated, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
+        donated, idle, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
         check(note)
-        return jitted(*with_buffers_of_their_own(arrays, donated))
+        arrays = with_buffers_of_their_own(arrays, donated)
+        result = jitted(*arrays)
+        for position in idle:
+            arrays[position].delete()
+        return result
 
     def jaxpr(self, avals: Sequence[Any]) -> Any:
         """The program; a call that ran is not traced again."""
@@ -67,7 +71,7 @@ class _JitEntry:
         """The program, lowered."""
         if not self.program.donates:
             return self._looked_at(lambda: self.jitted.lower(*avals))
-        return self._looked_at(lambda: self._donates(avals, frozenset())[2].lower(*avals))
+        return self._looked_at(lambda: self._donates(avals, frozenset())[-1].lower(*avals))
 
     def _looked_at(self, look: Callable[[], Any]) -> Any:
         try:
@@ -81,23 +85,34 @@ class _JitEntry:
 
     def _donates(
         self, arrays: Sequence[Any], kept: frozenset[Argument]
-    ) -> tuple[tuple[int, ...], Note, Any]:
-        """Which operands these shapes donate, what is returned, and the function that does so.
+    ) -> tuple[tuple[int, ...], tuple[int, ...], Note, Any]:
+        """Which operands these shapes donate, which of them are idle, the note, and the compiled function.
+
+        *Idle* is the buffer of a state that is written and never read. JAX drops the operand, and the
+        buffer has to be given up by hand: to keep such operands (`keep_unused`) costs JAX 0.12 the
+        constants of the program, which then are never collected.
 
         One trace serves all: JAX keeps it by the function and the shapes.
         """
         key = (kept, *((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays))
         found = self._donating.get(key)
         if found is None:
-            outs, note = self.jitted.trace(*arrays).out_info
+            traced = self.jitted.trace(*arrays)
+            outs, note = traced.out_info
             donated = self.program.donated(note, outs, arrays, kept)
             jitted = self._by_donated.get(donated)
             if jitted is None:
-                # Unused operands are kept, so that a state which is written and never read is donated.
-                jitted = jax.jit(self.flat, donate_argnums=donated, keep_unused=True)
-                self._by_donated[donated] = jitted
-            found = self._donating[key] = (donated, note, jitted)
+                jitted = self._by_donated[donated] = jax.jit(self.flat, donate_argnums=donated)
+            used = _used(traced.jaxpr.jaxpr)
+            idle = tuple(position for position in donated if position not in used)
+            found = self._donating[key] = (donated, idle, note, jitted)
         return found
+
+
+def _used(jaxpr: Any) -> set[int]:
+    """The positions of the operands that a program uses."""
+    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | set(map(id, jaxpr.outvars))
+    return {position for position, v in enumerate(jaxpr.invars) if id(v) in used}
 
 
 class Jit(Compiled, Lifted):

@@ -4,9 +4,11 @@
 the transform itself on the leaves of the call, without making anything live in between.
 """
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+from .._ground.public import public
 from .._ground.typing import Filter
 from .._states.cell import Recording
 from .._trees.packed import Packed
@@ -45,6 +47,9 @@ class Pure(Transform):
         given = tuple([updated(call, carrier, writes) for carrier in carriers])
         return out, given if isinstance(argnums, tuple) else given[0]
 
+    def _maker(self) -> Callable[[Any], Any]:
+        return ft.partial(pure, argnums=self.argnums, writes=self.writes)
+
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         assert contract is not None  # a transform around `pure` rebuilds it in its body, and calls it
         recording = Recording(
@@ -62,6 +67,7 @@ class Pure(Transform):
         return run.out, run.writes
 
 
+@public
 def pure(
     fn: Callable[..., Any] | None = None,
     /,

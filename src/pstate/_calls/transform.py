@@ -155,7 +155,11 @@ class Transform(Wrapper):
     def __reduce__(self) -> Any:
         if _named_alike(self) is self:
             return self.__qualname__
-        return _unpickled, (type(self), _flatten(self)[1], self.fun)
+        return self._maker(), (self.__wrapped__,)
+
+    def _maker(self) -> Callable[[Any], Any]:
+        """What makes this transform of its callable, by public names, which pickles may know."""
+        raise TypeError(f"{self!r} is a part of a call, and cannot be pickled.")
 
     # A callable's identity is its own, whatever arrays it holds.
     def __hash__(self) -> int:
@@ -179,10 +183,6 @@ def _flatten(transform: Any) -> tuple[tuple[Any], tuple[Any, ...]]:
 def _flatten_with_keys(transform: Any) -> tuple[Any, tuple[Any, ...]]:
     (fun,), options = _flatten(transform)
     return ((_FUN, fun),), options
-
-
-def _unpickled(cls: type[Transform], options: tuple[Any, ...], fun: Any) -> Any:
-    return cls._unflatten(options, (fun,))
 
 
 def code_of(fn: Any) -> str:

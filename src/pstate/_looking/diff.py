@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from .._ground.public import public
 from .._ground.typing import PyTree
 from .._trees.packed import unpacked
 from .._trees.slots import root_name
@@ -75,6 +76,7 @@ def _listed(places: tuple[str, ...]) -> str:
     return ", ".join(places[:10]) + (f", and {more:,} more" if more > 0 else "")
 
 
+@public
 def diff(old: PyTree, new: PyTree) -> Difference:
     """What changed between two trees: states, arrays outside states, and static leaves.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .._ground.paths import Path
+from .._ground.public import public
 from .._ground.typing import Filter, PyTree
 from .._ground.values import nbytes, short_dtype
 from .._trees.packed import unpacked
@@ -106,6 +107,7 @@ def _total_cells(kind: str, total: Total) -> Cells:
     return f"{total.count:,}", kind, "", "", f"{total.size:,}", f"{total.nbytes:,}"
 
 
+@public
 def summary(tree: PyTree, filter: Filter = ...) -> Summary:  # noqa: A002
     """The states of a tree, and the arrays outside states, as a table with totals.
 

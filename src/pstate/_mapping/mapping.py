@@ -4,6 +4,8 @@ A call is taken apart (`call.py`), the program of its structure is found (`compi
 (`program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
 """
 
+import functools as ft
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.running import Writes
 from .._calls.signature import Static
 from .._calls.transform import Transform, code_of
+from .._ground.public import public
 from .._ground.typing import Filter, StateAxes
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled, aval
@@ -30,6 +33,7 @@ from .program import Program
 from .single_lane import run_lane
 
 
+@public
 class StatefulMapping(Compiled):
     """A function mapped over lanes, states included. What `vmap2` and `pmap2` return.
 
@@ -267,6 +271,9 @@ class StatefulMapping(Compiled):
     def _code(self) -> str:
         return self.options.code(code_of(self.fun))
 
+    def _maker(self) -> Callable[[Any], Any]:
+        return ft.partial(StatefulMapping, **self.options.given())
+
 
 class Lane(Transform):
     """One lane of a mapping, which is `fun`; see `StatefulMapping.lane`."""
@@ -288,6 +295,9 @@ class Lane(Transform):
         if contract is not None:
             self._refuse_echo(call, run.echoed, contract)
         return run.out, run.writes
+
+    def _maker(self) -> Callable[[Any], Any]:
+        return operator.methodcaller("lane", self.index)
 
     def _code(self) -> str:
         return f"{self.fun._code()}.lane({self.index})"

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 
 from .._calls.pure import pure
 from .._ground.paths import Path, to_path
+from .._ground.public import public
 from .._ground.typing import PyTree, StateAxes
 from .._states.catching import catch_new_states
 from .._states.keys import is_raw_key, is_typed_key
@@ -28,6 +29,7 @@ from .mapping import StatefulMapping
 NewStates = dict[int | None, dict[Path, State]]
 
 
+@public
 def vmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],
@@ -69,6 +71,7 @@ def vmap2_new_states(
     return _new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap)
 
 
+@public
 def pmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],

@@ -82,6 +82,12 @@ class Options:
     def _hash(self) -> int:
         return hash(self.key)
 
+    def given(self) -> dict[str, Any]:
+        """The options as keywords of `StatefulMapping`."""
+        parsed = ("policy", "rules_in", "rules_out", "infers", "key")
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in parsed}
+        return {**own, "unexpected_out_state_mapping": self.policy}
+
     def code(self, fn: str) -> str:
         """The mapping of `fn` as code, with the options that are not the default."""
         options = [

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
+from .._ground.public import public
 from .._ground.typing import Filter, StateAxes
 from .mapping import StatefulMapping
 
 
+@public
 def pmap2(
     fn: Callable[..., Any] | None = None,
     /,

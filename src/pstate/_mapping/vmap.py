@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from .._ground.public import public
 from .._ground.typing import StateAxes
 from .mapping import StatefulMapping
 
 
+@public
 def vmap2(
     fn: Callable[..., Any] | None = None,
     /,

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from .._ground.public import public
 from .state import State, Tag, as_tags
 from .threads import local
 
 
+@public
 class catch_new_states:  # noqa: N801 (used like a function)
     """A context manager that collects the states created inside it.
 

@@ -12,6 +12,7 @@ import jax.random as jr
 from jaxtyping import Array, Shaped
 
 from .._ground.errors import FrozenStateError
+from .._ground.public import public
 from .cell import Cell
 from .keys import as_key, batch_shape
 from .state import State, V
@@ -20,6 +21,7 @@ from .state import State, V
 Shape = int | tuple[int, ...] | None
 
 
+@public
 class RandomState(State[V]):
     """A stream of random numbers: a state that holds a key.
 
@@ -77,9 +79,7 @@ class RandomState(State[V]):
                 "ps.vmap2(f, state_in_axes={0: ps.RandomState})."
             )
         if n is None:
-            kept, own = jr.split(
-                key
-            )  # unpacked, as by hand: newer versions of JAX have a primitive for it
+            kept, own = jr.split(key)  # unpacked, as by hand: JAX 0.12 has a primitive for it
             cell.put(kept)
             return own
         keys = jr.split(key, n + 1)

@@ -19,6 +19,7 @@ import wadler_lindig as wl
 
 from .._ground.annotations import annotation
 from .._ground.errors import FrozenStateError, UninitializedStateError
+from .._ground.public import public
 from .._ground.values import as_value, copy, is_leaf, same
 from .cell import Cell, Recording
 from .deferred import Deferred
@@ -35,6 +36,7 @@ _VALUE_KEY = jtu.GetAttrKey("value")
 _new = object.__new__
 
 
+@public
 class State(Generic[V]):
     """One value of a model that calls may change.
 
@@ -163,8 +165,14 @@ class State(Generic[V]):
             f"made by {kind_code(type(self))}()."
         )
 
-    def __reduce__(self) -> Any:
-        return make_frozen, (type(self), self.tag, self._peek())
+    def __getstate__(self) -> tuple[tuple[str, ...], Any]:
+        return self.tag, self._peek()
+
+    def __setstate__(self, state: tuple[tuple[str, ...], Any]) -> None:
+        tag, child = state
+        _set_child(self, child)
+        _set_cell(self, None)
+        _set_tag(self, tag)
 
     def __copy__(self: S) -> S:
         return make_frozen(type(self), self.tag, copy(self._peek()))

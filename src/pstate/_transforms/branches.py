@@ -18,6 +18,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._ground.errors import StateTypeError
+from .._ground.public import public
 from .._trees.leaves import operand_mask, static_key
 from .carried_states import carried_states, same_type, shown_type
 from .control_flow import ControlFlow, FlowFunction, codes_of
@@ -188,6 +189,7 @@ class _Chooser(ControlFlow):
         return f"ps.{name}({', '.join([chosen, *shown_arguments(call)[1:]])})"
 
 
+@public
 def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
     """Call one of two functions.
 
@@ -224,6 +226,7 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
     return _Chooser(branches, choose=jax.lax.cond)(pred, *operands)
 
 
+@public
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
     """Call one of several functions.
 

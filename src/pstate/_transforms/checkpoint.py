@@ -1,5 +1,6 @@
 """`checkpoint`: recompute in the backward pass instead of keeping."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._ground.public import public
 
 
 class Checkpoint(Lifted):
@@ -34,7 +36,11 @@ class Checkpoint(Lifted):
         arrays, note = recomputed(*call.kinds.operands(leaves))
         return note, note.result(arrays)
 
+    def _maker(self) -> Callable[[Any], Any]:
+        return ft.partial(checkpoint, prevent_cse=self.prevent_cse, policy=self.policy)
 
+
+@public
 def checkpoint(
     fn: Callable[..., Any] | None = None,
     /,

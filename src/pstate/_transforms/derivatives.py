@@ -5,6 +5,7 @@ inside are kept, as the auxiliary output of the JAX transform underneath.
 """
 
 import dataclasses
+import functools as ft
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -37,6 +38,8 @@ class Derivative(Lifted):
     holomorphic: bool
 
     _name: ClassVar[str]
+    #: The public functions that make derivatives, by name.
+    makers: ClassVar[dict[str, Callable[..., Any]]] = {}
 
     def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
         """`(result, kept)`, where `function(chosen)` returns `(out, kept)`."""
@@ -77,7 +80,14 @@ class Derivative(Lifted):
         return trees if isinstance(self.argnums, tuple) else trees[0]
 
     def _code(self) -> str:
-        return f"ps.{self._name}({', '.join([code_of(self.fun), *self._options()])})"
+        return f"ps.{self._public_name()}({', '.join([code_of(self.fun), *self._options()])})"
+
+    def _public_name(self) -> str:
+        return self._name
+
+    def _maker(self) -> Callable[[Any], Any]:
+        given = {name: getattr(self, name) for name in Derivative._static}
+        return ft.partial(self.makers[self._public_name()], **given)
 
     def _options(self) -> list[str]:
         """The options that are not the default, as code."""
@@ -145,8 +155,8 @@ class Jacobian(Derivative):
 
         return spread(result), kept
 
-    def _code(self) -> str:
-        return f"ps.{self.jacobian.__name__}({', '.join([code_of(self.fun), *self._options()])})"
+    def _public_name(self) -> str:
+        return self.jacobian.__name__
 
 
 class Vjp(Statement, Derivative):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from .._ground.public import public
 from .._ground.typing import Filter
 from ..filter import Trainable, to_predicate
 from .derivatives import Derivative, Grad, Jacobian, Jvp, ValueAndGrad, Vjp
@@ -23,6 +24,7 @@ def _derivative(
     return make if fn is None else make(fn)
 
 
+@public
 def grad(
     fn: Callable[..., Any] | None = None,
     /,
@@ -70,6 +72,7 @@ def grad(
     return _derivative(Grad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
 
 
+@public
 def value_and_grad(
     fn: Callable[..., Any] | None = None,
     /,
@@ -100,6 +103,7 @@ def value_and_grad(
     return _derivative(ValueAndGrad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
 
 
+@public
 def jacfwd(
     fn: Callable[..., Any] | None = None,
     /,
@@ -131,6 +135,7 @@ def jacfwd(
     return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
+@public
 def jacrev(
     fn: Callable[..., Any] | None = None,
     /,
@@ -160,6 +165,7 @@ def jacrev(
     return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
+@public
 def hessian(
     fn: Callable[..., Any] | None = None,
     /,
@@ -190,6 +196,7 @@ def hessian(
     return _derivative(Jacobian, fn, wrt, argnums, **options)
 
 
+@public
 def vjp(
     fn: Callable[..., Any],
     *primals: Any,
@@ -224,6 +231,7 @@ def vjp(
     return _derivative(Vjp, fn, wrt, argnums, has_aux=has_aux, holomorphic=False)(*primals)
 
 
+@public
 def jvp(
     fn: Callable[..., Any],
     primals: Sequence[Any],
@@ -257,3 +265,8 @@ def jvp(
     """
     options = {"has_aux": has_aux, "holomorphic": False, "tangents": tuple(tangents)}
     return _derivative(Jvp, fn, wrt, argnums, **options)(*primals)
+
+
+Derivative.makers.update(
+    grad=grad, value_and_grad=value_and_grad, jacfwd=jacfwd, jacrev=jacrev, hessian=hessian
+)

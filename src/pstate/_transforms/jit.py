@@ -4,6 +4,7 @@ The compiled call returns the output and the written states, and nothing that me
 the output shares with the arguments is put in outside.
 """
 
+import functools as ft
 import types
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
+from .._ground.public import public
 from .._ground.typing import Filter, as_tuple
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.capturing import Captured, captured_message, watched
@@ -86,7 +88,7 @@ class _JitEntry:
     def _donates(
         self, arrays: Sequence[Any], kept: frozenset[Argument]
     ) -> tuple[tuple[int, ...], tuple[int, ...], Note, Any]:
-        """Which operands these shapes donate, which of them are idle, the note, and the compiled function.
+        """Which operands these shapes donate, and which of them are idle; the note; what is compiled.
 
         *Idle* is the buffer of a state that is written and never read. JAX drops the operand, and the
         buffer has to be given up by hand: to keep such operands (`keep_unused`) costs JAX 0.12 the
@@ -188,6 +190,9 @@ class Jit(Compiled, Lifted):
             donate.append(f"donate_argnums={as_code(self.donate_argnums)}")
         return f"ps.jit({', '.join([code_of(self.fun), *donate])})"
 
+    def _maker(self) -> Callable[[Any], Any]:
+        return ft.partial(jit, donate=self.donate, donate_argnums=self.donate_argnums)
+
     def _options_key(self) -> Hashable:
         return Jit, self.donate, self.donate_argnums
 
@@ -198,6 +203,7 @@ class Jit(Compiled, Lifted):
         return _JitEntry(program, self.__name__)
 
 
+@public
 def jit(
     fn: Callable[..., Any] | None = None,
     /,

@@ -16,6 +16,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
+from .._ground.public import public
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
 from .carried_states import carried_states, refuse_changed_states
@@ -238,6 +239,7 @@ class _Scan(ControlFlow):
         return [f"{name}={value!r}" for name, value, default in given if value != default]
 
 
+@public
 def scan(
     f: Callable[..., Any],
     init: Any,
@@ -289,6 +291,7 @@ def scan(
     return _Scan(f, options=options)(init, xs)
 
 
+@public
 def for_loop(
     f: Callable[..., Any],
     *xs: Any,

@@ -18,6 +18,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
 from .._ground.errors import FrozenStateError
+from .._ground.public import public
 from .._states.cell import Cell
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
@@ -131,6 +132,7 @@ class _WhileLoop(ControlFlow):
         return f"ps.while_loop({', '.join([*codes_of(self.fun), 'init_val'])})"
 
 
+@public
 def while_loop(cond_fun: Callable[..., Any], body_fun: Callable[..., Any], init_val: Any = None) -> Any:
     """Loop as long as a condition holds.
 

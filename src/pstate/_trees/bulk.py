@@ -9,6 +9,7 @@ import numpy as np
 
 from .._ground.errors import AliasedStateError, UnmatchedPathWarning
 from .._ground.paths import Path, to_path, to_place
+from .._ground.public import public
 from .._ground.typing import Filter, PyTree, StateAxes
 from .._states.messages import warn
 from .._states.state import State, is_state
@@ -33,6 +34,7 @@ def _leaves(tree: PyTree) -> tuple[list[_Leaf], Any]:
     return [_Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
 
 
+@public
 def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
     """A mask: `tree` with a boolean for every leaf, `True` where `filter` selects.
 
@@ -67,6 +69,7 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
     return treedef.unflatten([mask(item) for item in leaves])
 
 
+@public
 def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
     """An `in_axes` prefix for raw `jax.vmap`, by filters.
 
@@ -103,6 +106,7 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
     return treedef.unflatten([axis(item) for item in leaves])
 
 
+@public
 def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A002
     """The states of a tree by path.
 
@@ -123,6 +127,7 @@ def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A0
     }
 
 
+@public
 def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyTree:
     """Give states of a tree new values, by path.
 

@@ -14,6 +14,7 @@ import jax.tree_util as jtu
 
 from .._ground.errors import AliasedStateError
 from .._ground.paths import to_place
+from .._ground.public import public
 from .._states.state import make_frozen
 from .._states.threads import local
 from .aliases import find_aliases
@@ -52,6 +53,7 @@ def _form_of(treedef: Any) -> Form:
     return Form(treedef)
 
 
+@public
 class Packed(Generic[T]):
     """A tree that is kept flat between calls; what `pack` returns.
 
@@ -137,6 +139,7 @@ def _unflatten(form: Form, leaves: Iterable[Any]) -> Any:
 jtu.register_pytree_with_keys(Packed, _flatten_with_keys, _unflatten, flatten_func=_flatten)
 
 
+@public
 def pack(tree: T) -> Packed[T]:
     """Take a tree apart once, for a loop of many calls.
 

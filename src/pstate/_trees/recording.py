@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import jax.tree_util as jtu
 
 from .._ground.paths import Path, to_path, to_place
+from .._ground.public import public
 from .._ground.typing import Filter, PyTree
 from .._ground.values import copy
 from .._states.cell import Recording
@@ -24,6 +25,7 @@ from .slots import Layout, layout_of, root_name
 T = TypeVar("T")
 
 
+@public
 class record(Generic[T]):  # noqa: N801 (used like a function)
     """A context in which the states of a tree are live.
 
@@ -85,6 +87,7 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
         self._recordings.pop().close(check=error is None)
 
 
+@public
 def freeze(live: PyTree) -> PyTree:
     """The immutable tree of what a live tree holds now.
 
@@ -122,6 +125,7 @@ def _original(states: list[State]) -> Any:
     return original if frozen and original_states else None
 
 
+@public
 def written(live: PyTree) -> dict[Path, Any]:
     """What was written into a live tree: `{path: new value}`, which `pstate.update` takes.
 

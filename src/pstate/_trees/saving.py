@@ -19,6 +19,7 @@ import jax.random as jr
 import numpy as np
 from numpy.lib import format as npy
 
+from .._ground.public import public
 from .._states.keys import is_typed_key
 
 
@@ -50,6 +51,7 @@ _NUMBERS = (bool, int, float, complex)
 _NUMBER_OF_KIND = {"b": "bool", "i": "int", "u": "int", "f": "float", "c": "complex"}
 
 
+@public
 def serialise_filter_spec(f: Writable, x: Any) -> None:
     """Save a leaf, typed keys included. Pass it to `eqx.tree_serialise_leaves` as `filter_spec=`.
 
@@ -84,6 +86,7 @@ def serialise_filter_spec(f: Writable, x: Any) -> None:
         eqx.default_serialise_filter_spec(f, x)
 
 
+@public
 def deserialise_filter_spec(f: Readable, x: Any) -> Any:
     """Load a leaf, typed keys included. Pass it to `eqx.tree_deserialise_leaves` as `filter_spec=`.
 

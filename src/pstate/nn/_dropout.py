@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
+from .._ground.public import public_in
 from .._states.random_state import RandomState
 
 
+@public_in("pstate.nn")
 class Dropout(eqx.Module):
     """Zero entries at random, and scale the others so that the mean stays.
 

@@ -19,6 +19,7 @@ from typing import Any
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .._ground.public import public_in
 from .._ground.values import same
 from .._states.kinds import BatchState
 
@@ -39,6 +40,7 @@ class EquinoxLayer(eqx.Module):
         return out
 
 
+@public_in("pstate.nn")
 def from_equinox(make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> EquinoxLayer:
     """A stateful layer of Equinox as an ordinary layer, which keeps its state to itself.
 

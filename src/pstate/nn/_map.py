@@ -9,6 +9,7 @@ import jax
 
 from .._calls.callables import Method
 from .._ground.paths import Path
+from .._ground.public import public_in
 from .._ground.typing import StateAxes
 from .._mapping.mapping import StatefulMapping
 from .._mapping.new_states import NewStates, pmap2_new_states, vmap2_new_states
@@ -49,6 +50,7 @@ class _Options:
         return hash(self.key)
 
 
+@public_in("pstate.nn")
 class Map(eqx.Module):
     """A module whose states are made, and whose methods are run, for many lanes at once.
 

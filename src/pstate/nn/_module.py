@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 
 from .._ground.errors import FrozenStateError
+from .._ground.public import public_in
 from .._states.state import State
 from .._trees.flattening import collect
 from .._trees.initialising import assign, run_init_states
@@ -15,6 +16,7 @@ from .._trees.recording import freeze, record
 M = TypeVar("M", bound=eqx.Module)
 
 
+@public_in("pstate.nn")
 def init_all_states(module: M, **kwargs: Any) -> M:
     """Run `init_state` on every submodule, children first.
 
@@ -40,6 +42,7 @@ def init_all_states(module: M, **kwargs: Any) -> M:
     return freeze(live)
 
 
+@public_in("pstate.nn")
 class Module(eqx.Module):
     """An Equinox module with `init_state`.
 

@@ -14,6 +14,7 @@ from .._states.cell import Recording
 from .._trees.packed import Packed
 from ..filter import to_predicate
 from .call import Call
+from .code import as_code
 from .contract import Contract, carriers_of
 from .giving_back import line_giving_back, refuse_echo, updated
 from .running import Writes, run_body
@@ -46,6 +47,11 @@ class Pure(Transform):
             out, writes = self._run(call, contract)
         given = tuple([updated(call, carrier, writes) for carrier in carriers])
         return out, given if isinstance(argnums, tuple) else given[0]
+
+    def __repr__(self) -> str:
+        argnums = [] if self.argnums is None else [f"argnums={as_code(self.argnums)}"]
+        writes = [] if self.writes is ... else [f"writes={as_code(self.writes)}"]
+        return f"ps.pure({', '.join([code_of(self.fun), *argnums, *writes])})"
 
     def _maker(self) -> Callable[[Any], Any]:
         return ft.partial(pure, argnums=self.argnums, writes=self.writes)

@@ -1,1 +1,10 @@
-"""TODO."""
+"""Mapping over lanes: the core that all mappings share.
+
+A *lane* is one index along a mapped axis. The *plan* gives each leaf its axis in; what *leaves* the
+lanes gets its axis out. Lanes run *direct*, inside the mapping function, or are *replayed*: traced
+once, and run by an *engine*, over devices or in chunks. A *probe* asks JAX whether lanes differ.
+
+Always: the body runs once; nothing is guessed from sizes.
+
+Start with `mapping.py`, then `program.py`, `plan.py`, `direct.py`, `leaving.py`.
+"""

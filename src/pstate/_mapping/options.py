@@ -101,6 +101,10 @@ class Options:
                 ("axis_size", self.axis_size, None),
                 ("axis_name", self.axis_name, None),
                 ("chunk_size", self.chunk_size, None),
+                ("spmd_axis_name", self.mapping_kwargs.get("spmd_axis_name"), None),
+                (f"static_{'broadcasted_' * self.on_devices}argnums", self.static_argnums, ()),
+                ("donate_argnums", self.donate_argnums, ()),
+                ("donate", self.donate, None),
             )
             if type(value) is not type(default) or value != default
         ]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from .._calls.call import Call
+from .._calls.code import as_code
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.lifting import Lifted
@@ -35,6 +36,11 @@ class Checkpoint(Lifted):
         recomputed = jax.checkpoint(flat, prevent_cse=self.prevent_cse, policy=self.policy)
         arrays, note = recomputed(*call.kinds.operands(leaves))
         return note, note.result(arrays)
+
+    def __repr__(self) -> str:
+        cse = [] if self.prevent_cse else ["prevent_cse=False"]
+        policy = [] if self.policy is None else [f"policy={as_code(self.policy)}"]
+        return f"ps.checkpoint({', '.join([code_of(self.fun), *cse, *policy])})"
 
     def _maker(self) -> Callable[[Any], Any]:
         return ft.partial(checkpoint, prevent_cse=self.prevent_cse, policy=self.policy)

@@ -2,7 +2,7 @@
 
 The profiler adds about 0.1 us to each Python function and nothing to C++, so that times are too long
 and shares only roughly right; try a change out in `run.py`. What a compiled program takes counts as its
-caller's own time: that of `_entry.py run` for mappings, of the job for `jax.jit`.
+caller's own time: that of `entry.py run` for mappings, of the job for `jax.jit`.
 """
 
 import argparse

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 
 from .._states.deferred import Deferred, ForeignReadError
+from .._states.keys import split_for_lanes
 from .lanes import Lanes, Meta, ordered
 from .mapped_function import MappedFunction
 from .plan import InPlan
@@ -85,8 +85,7 @@ class DirectLanes(Lanes):
         for slot in self.split:
             key = self.leaves[slot.start]
             key = key.value() if type(key) is Deferred else key
-            both = jr.split(key, self.plan.axis_size + 1)
-            self.first[slot.index], keys[slot.index] = both[0], both[1:]
+            self.first[slot.index], keys[slot.index] = split_for_lanes(key, self.plan.axis_size)
         return keys
 
     # Inside a lane ------------------------------------------------------------------------------

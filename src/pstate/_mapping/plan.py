@@ -1,8 +1,9 @@
 """The plan: which leaf goes along which axis, and why.
 
 A state going in takes, in this order: the first rule of `state_in_axes` that matches; if it is a
-`NonBatchState`, no axis; if it is a `RandomState` with one key, a key per lane; else its argument's
-`in_axes`. Arrays outside states take their argument's `in_axes`. Nothing is guessed from sizes.
+`NonBatchState`, no axis; if it is a `RandomState` whose key, or keys, all lanes share, a key per lane,
+of each; else its argument's `in_axes`. Arrays outside states take their argument's `in_axes`. Nothing is
+guessed from sizes.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from .._calls.signature import KWARGS, Described, Signature
 from .._ground.errors import BatchAxisError
 from .._states.kinds import NonBatchState
 from .._states.messages import kind_code
-from .._states.random_state import RandomState, holds_one_key
+from .._states.random_state import RandomState, shape_of_keys
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
 from .prefixes import spread_in_axes
@@ -63,7 +64,7 @@ def plan_inputs(
         for axis, array in zip(by_argument, is_array, strict=True)
     ]
     for slot in signature.layout.slots:
-        ruled = _ruled(signature, slot, leaves, rules)
+        ruled = _ruled(signature, slot, leaves, rules, by_argument)
         if ruled is not None:
             inputs[slot.start : slot.stop] = [ruled] * (slot.stop - slot.start)
     for i, (leaf, given) in enumerate(zip(leaves, inputs, strict=True)):
@@ -74,7 +75,11 @@ def plan_inputs(
 
 
 def _ruled(
-    signature: Signature, slot: Slot, leaves: Sequence[Any], rules: Sequence[Rule]
+    signature: Signature,
+    slot: Slot,
+    leaves: Sequence[Any],
+    rules: Sequence[Rule],
+    by_argument: Sequence[int | None],
 ) -> Input | None:
     state = slot.state(leaves)
     path = signature.path(slot.index)
@@ -83,8 +88,9 @@ def _ruled(
             return Input(rule.axis, f"state_in_axes {rule}")
     if issubclass(slot.kind, NonBatchState):
         return Input(None, "NonBatchState")
-    if holds_one_key(state):
-        return Input(None, "RandomState: a key per lane", split=True)
+    batch = shape_of_keys(state)
+    if batch == () or (batch is not None and by_argument[slot.start] is None):
+        return Input(None, f"RandomState: a key{'' if batch == () else ' of each'} per lane", split=True)
     return None
 
 

@@ -15,6 +15,7 @@ from jax.custom_batching import custom_vmap
 
 from .._ground.versions import checks_key_reuse
 from .._states.deferred import Deferred
+from .._states.keys import split_for_lanes
 
 
 def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
@@ -40,8 +41,8 @@ def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool
     """One key per lane, split from a key that all lanes share.
 
     `keys = split(key, axis_size + 1)`; `keep` is given `keys[0]`, at the level outside the mapping,
-    and the lanes get the rest. `needed` says that a lane draws for certain. The key may be deferred
-    itself: it is computed at that outer level too.
+    and the lanes get the rest. Of a batch of keys each is split by itself. `needed` says that a lane
+    draws for certain. The key may be deferred itself: it is computed at that outer level too.
     """
 
     @custom_vmap
@@ -54,8 +55,8 @@ def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool
         if not needed and checks_key_reuse():
             # It may turn out that nobody draws; then the shared key has not been used.
             shared = jr.clone(shared)
-        keys = jr.split(shared, axis_size + 1)
-        keep(keys[0])
-        return keys[1:], True
+        kept, own = split_for_lanes(shared, axis_size)
+        keep(kept)
+        return own, True
 
     return split(reference)

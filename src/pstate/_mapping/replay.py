@@ -17,7 +17,7 @@ from jax.extend.core import jaxpr_as_fun
 from .._calls.running import Run
 from .._ground.versions import NESTED_PMAP
 from .._states.deferred import Deferred
-from .._states.keys import is_typed_key
+from .._states.keys import is_typed_key, split_for_lanes
 from .._states.threads import local
 from .lanes import Lanes, Meta, ordered
 from .leaving import Leaving, Outputs
@@ -182,13 +182,12 @@ class Replay(Lanes):
         kept: dict[int, Any] = {}
         keys: list[Any] = []
         n = self.plan.axis_size
-        first = 1 + self._process * n
+        first = self._process * n
         for slot in self.split:
             key = leaves[slot.start]
             if slot.index in self.drawn:
                 shared = key.value() if type(key) is Deferred else key
-                split = jr.split(shared, self.n_lanes + 1)
-                kept[slot.index] = split[0]
+                kept[slot.index], split = split_for_lanes(shared, self.n_lanes)
                 keys.append(split[first : first + n])
             else:
                 # Nothing is drawn from it, so that any keys will do; these cost nothing.

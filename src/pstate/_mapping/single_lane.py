@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax.random as jr
-
 from .._calls.running import Run, run_body
 from .._states.deferred import Deferred
+from .._states.keys import split_for_lanes
 from .mapped_function import MappedFunction
 
 
@@ -39,5 +38,5 @@ def run_lane(program: MappedFunction, leaves: Sequence[Any], index: int) -> Run:
 def _key(program: MappedFunction, key: Any, n: int, index: int, leaf: int) -> Deferred:
     slot = program.signature.layout.slot_of_leaf[leaf]
     assert slot is not None
-    make = lambda needed: jr.split(key, n + 1)[1 + index]
+    make = lambda needed: split_for_lanes(key, n)[1][index]
     return Deferred(make, key, lambda: program.place(slot.index), anywhere=False)

@@ -31,6 +31,21 @@ def batch_shape(key: Any) -> tuple[int, ...]:
     return tuple(key.shape) if is_typed_key(key) else tuple(key.shape[:-1])
 
 
+def split_for_lanes(key: Any, n: int) -> tuple[Any, Any]:
+    """What a key that `n` lanes share becomes, and the keys of the lanes, along a new leading axis.
+
+    Of a batch of keys each is split by itself: lane `i` gets a batch of the same shape.
+    """
+    if batch_shape(key) == ():
+        keys = jr.split(key, n + 1)
+        return keys[0], keys[1:]
+    split = lambda one: jr.split(one, n + 1)
+    for _ in batch_shape(key):
+        split = jax.vmap(split, out_axes=1)
+    keys = split(key)
+    return keys[0], keys[1:]
+
+
 def as_key(value: Any) -> Any:
     """A seed or a key as a random state holds it.
 

@@ -170,13 +170,13 @@ class RandomState(State[V]):
         return jr.permutation(self.key(), x if isinstance(x, int) else jnp.asarray(x))
 
 
-def holds_one_key(state: State) -> bool:
-    """Whether a state is a random state with a single key, which a mapping splits."""
+def shape_of_keys(state: State) -> tuple[int, ...] | None:
+    """The shape of the batch of keys in a random state, `()` for one; `None` for any other state."""
     if not isinstance(state, RandomState):
-        return False
+        return None
     cell: Cell | None = state._cell
     child = state._child if cell is None else cell.value
-    return hasattr(child, "shape") and batch_shape(child) == ()
+    return batch_shape(child) if hasattr(child, "shape") else None
 
 
 def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:

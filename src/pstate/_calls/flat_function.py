@@ -67,11 +67,12 @@ class FlatFunction:
         the recording.
         """
         signature = self.signature
+        aliases = self.aliases if aliases is None else aliases
         guard = Guard(
             self.place,
             signature.path,
             lambda index: signature.layout.slots[index].state(leaves),
-            self.aliases if aliases is None else aliases,
+            aliases,
         )
 
         def check(cell: Cell) -> None:
@@ -79,7 +80,7 @@ class FlatFunction:
                 refuse(cell)
             guard(cell)
 
-        return Recording(self.place, guard=check, title=self.described.fn, data=data)
+        return Recording(self.place, guard=check, title=self.described.fn, data=data, aliases=aliases)
 
     def aliases_within(self, which: int) -> tuple[tuple[int, int], ...]:
         """The aliases that a run of one of several callables can see."""

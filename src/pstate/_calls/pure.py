@@ -63,6 +63,7 @@ class Pure(Transform):
             guard=lambda cell: contract.check(cell.index),
             frozen=call.states,
             title=self._code(),
+            aliases=call.aliases,
         )
         try:
             run = run_body(call.treedef, call.leaves, recording)

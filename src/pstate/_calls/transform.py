@@ -42,7 +42,8 @@ class Transform(Wrapper):
     The options of a subclass are its slots, and keywords of its constructor.
     """
 
-    # The dictionary is for `__module__`: no slot or property can give instances one of their own.
+    # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
+    # `__getattr__` would do for the latter, and make every attribute slower to read.
     __slots__ = ("__dict__", "__weakref__", "fun")
 
     fun: Callable[..., Any]
@@ -65,9 +66,11 @@ class Transform(Wrapper):
         _set(self, "fun", fun)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
-        module = getattr(anchor_of(fun), "__module__", None)
-        if module is not None:
-            self.__dict__["__module__"] = module
+        anchor, own = anchor_of(fun), self.__dict__
+        for name in ("__module__", "__qualname__"):
+            told = getattr(anchor, name, None)
+            if told is not None:
+                own[name] = told
 
     @classmethod
     def _unflatten(cls, options: Iterable[Any], children: Iterable[Any]) -> Any:
@@ -129,13 +132,6 @@ class Transform(Wrapper):
     def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return getattr(anchor_of(self.fun), "__name__", _class_name(self))
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "__qualname__":  # no class can have a property of this name
-            return getattr(anchor_of(self.fun), "__qualname__", self.__name__)
-        raise AttributeError(
-            f"{_class_name(self)!r} object has no attribute {name!r}", name=name, obj=self
-        )
-
     # As an object -------------------------------------------------------------------------------
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -154,7 +150,7 @@ class Transform(Wrapper):
 
     def __reduce__(self) -> Any:
         if _named_alike(self) is self:
-            return self.__qualname__
+            return self.__dict__["__qualname__"]
         return self._maker(), (self.__wrapped__,)
 
     def _maker(self) -> Callable[[Any], Any]:

@@ -29,10 +29,11 @@ def vmap2(
     without; on a method in a class body, `self` is not counted and is shared by the lanes.
 
     A state goes in by the first filter of `state_in_axes` that matches; else a `NonBatchState` is
-    broadcast; else a `RandomState` with one key, or with keys that the lanes share, is split, a key of each
-    per lane; else along its argument's `in_axes`. A written state comes back by the first filter of `state_out_axes` that matches; else
-    along the axis it came in on; else, if all lanes wrote the same value, without an axis; else
-    `unexpected_out_state_mapping` decides. An unwritten state comes back as it went in.
+    broadcast; else a `RandomState` with one key, or with keys that the lanes share, is split, a key of
+    each per lane; else along its argument's `in_axes`. A written state comes back by the first filter of
+    `state_out_axes` that matches; else along the axis it came in on; else, if all lanes wrote the same
+    value, without an axis; else `unexpected_out_state_mapping` decides. An unwritten state comes back as
+    it went in.
 
     **Arguments:**
 

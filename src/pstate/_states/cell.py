@@ -40,9 +40,11 @@ class Recording:
     `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
     `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
     recording. `data` says of an index whether its state stays frozen, and what to say of a write to it.
+    `aliases` are pairs of indices at which one state stands twice.
     """
 
     __slots__ = (
+        "_first",
         "cells",
         "closed",
         "data",
@@ -65,8 +67,10 @@ class Recording:
         frozen: Sequence[Any] = (),
         title: str = "the recording",
         data: Callable[[int], str | None] | None = None,
+        aliases: Sequence[tuple[int, int]] = (),
     ):
         self.data = data
+        self._first = {b: a for a, b in sorted(aliases, reverse=True)}
         self.cells: list[Cell] = []
         self.closed = False
         self.thread = threading.get_ident()
@@ -78,6 +82,10 @@ class Recording:
         self.frozen = frozen
         self.title = title
         local.recordings = (*local.recordings, self)
+
+    def first(self, index: int) -> int:
+        """The first index at which the state of an index stands."""
+        return self._first.get(index, index)
 
     def close(self, *, check: bool = True) -> None:
         """End the recording. `check` looks for containers that were edited and not written back."""
@@ -121,6 +129,11 @@ class Cell:
         self.link = Link(tag)
         self.link.cell = weakref.ref(self)
         recording.cells.append(self)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """What cells of one state, at two places of the recorded tree, have in common."""
+        return id(self.recording), self.recording.first(self.index)
 
     @property
     def place(self) -> str:

@@ -11,6 +11,7 @@ from .._calls.call import Call
 from .._calls.callables import carrier_of, restore
 from .._calls.code import as_code
 from .._calls.signature import ARGS, FN, bare
+from .._ground.errors import AliasedStateError
 from .._ground.paths import to_path
 from .._ground.values import short_dtype
 from .._trees.flattening import unflatten_frozen
@@ -90,6 +91,7 @@ class Wrt:
                 f"array in {self._named()}, which has {there}. Choose what is there, wrt=..., or "
                 "another argument by argnums=0, as the caller counts them."
             )
+        self._refuse_tied(options)
         for i in self.leaves:
             if not jnp.issubdtype(leaves[i].dtype, jnp.inexact):
                 slot = call.signature.layout.slot_of_leaf[i]
@@ -107,6 +109,20 @@ class Wrt:
                     f"`{place}`{kind} was selected by wrt={to_predicate(options.wrt)!r} and holds "
                     f"{_shown(leaves[i])}, of which there is no derivative; floating-point arrays have "
                     f"one. {advice}"
+                )
+
+    def _refuse_tied(self, options: Options) -> None:
+        """Raise where one state is differentiated at two places: an update would untie them."""
+        layout = self.call.signature.layout
+        chosen = {slot.index for i in self.leaves if (slot := layout.slot_of_leaf[i]) is not None}
+        for pair in self.call.aliases:
+            if chosen.issuperset(pair):
+                first, second = map(self.call.place, pair)
+                raise AliasedStateError(
+                    f"`{first}` and `{second}` are one state object at two places, and {options.code} "
+                    "differentiates with respect to it: each place would get a gradient of its own, and "
+                    "an update would make two states of it. Give each place its own state, or tie them "
+                    "on purpose, so that there is one: eqx.nn.Shared(tree, where, get)."
                 )
 
     def _there(self, leaves: Sequence[Any]) -> str:

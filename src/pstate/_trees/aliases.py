@@ -14,14 +14,16 @@ def is_live(states: Sequence[Any]) -> bool:
 
 
 def find_aliases(states: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Pairs of indices at which one state object, or one live cell, stands twice.
+    """Pairs of indices at which one state object stands twice, or live copies of one.
 
     Empty states excepted: nothing can be lost there.
     """
-    ids = [id(state._cell or state) for state in states] if is_live(states) else list(map(id, states))
+    ids: list[Any] = list(map(id, states))
+    if is_live(states):
+        ids = [id(s) if s._cell is None else s._cell.identity for s in states]
     if len(set(ids)) == len(ids):
         return ()
-    seen: dict[int, list[int]] = {}
+    seen: dict[Any, list[int]] = {}
     pairs = []
     for index, identity in enumerate(ids):
         earlier = seen.setdefault(identity, [])

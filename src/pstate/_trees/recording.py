@@ -70,15 +70,21 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
         def place_of(index: int) -> str:
             return to_place(root, layout().slots[index].key_path)
 
+        aliases = find_aliases(states)
         guard = Guard(
             place_of,
             lambda index: to_path(layout().slots[index].key_path),
             lambda index: states[index],
-            find_aliases(states),
+            aliases,
             self._writes,
         )
         recording = Recording(
-            place_of, guard=guard, original=tree, frozen=states, title=f"ps.record({root})"
+            place_of,
+            guard=guard,
+            original=tree,
+            frozen=states,
+            title=f"ps.record({root})",
+            aliases=aliases,
         )
         self._recordings.append(recording)
         return thaw(treedef, leaves, recording)

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax.tree_util as jtu
 
+from .._ground.exact import exact_key
 from .._ground.paths import Path, to_path, to_place
 from .._trees.flattening import unflatten_frozen
-from .._trees.leaves import static_key
 from .._trees.slots import Layout, layout_of, root_name
 from .callables import Partial, Several, carrier_depth, carrier_of
 from .naming import Names
@@ -43,7 +43,7 @@ class Static:
     __slots__ = ("_key", "value")
 
     def __init__(self, value: Any):
-        self._key = static_key(value)
+        self._key = exact_key(value)
         self.value = value
 
     def __eq__(self, other: object) -> bool:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from .._ground.exact import exact_key
 from .._states.keys import is_typed_key
-from .._trees.leaves import static_key
 from .entries import is_array
 
 
@@ -84,7 +84,7 @@ def same_static(old: Any, new: Any) -> bool:
     if old is new:
         return True
     try:
-        return static_key(old) == static_key(new)
+        return exact_key(old) == exact_key(new)
     except TypeError:  # unhashable
         return type(old) is type(new) and bool(old == new)
 

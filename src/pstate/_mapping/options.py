@@ -9,8 +9,9 @@ import jax
 import jax.tree_util as jtu
 
 from .._calls.code import as_code
+from .._ground.exact import Exact
 from .._ground.typing import Filter, StateAxes, as_tuple
-from .._trees.axis_specs import Rule, Rules, parse_state_axes, partial_key
+from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from ..filter import to_predicate
 from .chunks import prepare_chunks
 from .devices import devices_of, prepare_devices
@@ -167,8 +168,8 @@ def make_options(
         chunk_size,
         as_tuple(donate_argnums, int),
         to_predicate(donate),
-        partial_key(mapping_fn),
-        tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(kwargs.items())),
+        Exact(mapping_fn),
+        Exact(kwargs),
     )
     return Options(
         in_axes=in_axes,

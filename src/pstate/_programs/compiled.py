@@ -13,7 +13,7 @@ import jax
 from .._calls.call import Call
 from .._calls.callables import anchor_of, anchors_of
 from .._calls.transform import Transform, code_of
-from .._trees.leaves import static_key
+from .._ground.exact import exact_key
 from .cache import Programs
 from .recompilation import warn_of_recompilation
 
@@ -71,7 +71,7 @@ class Compiled(Transform):
             if leaf is anchor:
                 continue
             try:
-                keys.append((i, static_key(leaf)))
+                keys.append((i, exact_key(leaf)))
             except TypeError:
                 place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
                 raise TypeError(

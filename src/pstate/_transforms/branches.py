@@ -18,8 +18,9 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._ground.errors import StateTypeError
+from .._ground.exact import exact_key
 from .._ground.public import public
-from .._trees.leaves import operand_mask, static_key
+from .._trees.leaves import operand_mask
 from .carried_states import carried_states, same_type, shown_type
 from .control_flow import ControlFlow, FlowFunction, codes_of
 from .statements import shown_arguments
@@ -151,7 +152,7 @@ def _type(leaf: Any) -> jax.ShapeDtypeStruct:
 def _same_output(a: Any, b: Any) -> bool:
     if isinstance(a, jax.ShapeDtypeStruct) and isinstance(b, jax.ShapeDtypeStruct):
         return same_type(a, b) or same_type(b, a)
-    return static_key(a) == static_key(b)
+    return exact_key(a) == exact_key(b)
 
 
 class _Chooser(ControlFlow):

@@ -14,8 +14,9 @@ from .._calls.call import Call
 from .._calls.flat_function import FlatFunction
 from .._calls.signature import ARGS
 from .._ground.errors import StateTypeError
+from .._ground.exact import exact_key
 from .._ground.paths import to_place
-from .._trees.leaves import operand_mask, static_key
+from .._trees.leaves import operand_mask
 from .carried_states import same_type, shown_type
 
 
@@ -101,7 +102,7 @@ def new_leaves(body: FlatFunction, leaves: Sequence[Any], indices: Sequence[int]
                 f"{shown_type(now)}. A loop keeps the types of its carry: return the same shape and "
                 "dtype, jnp.asarray(new, old.dtype), or give it the other type before the loop."
             )
-        if not is_array and static_key(old) != static_key(now):
+        if not is_array and exact_key(old) != exact_key(now):
             raise TypeError(
                 f"`{place}` came into {fn} as {old!r}, which is no array and therefore stays as it is, "
                 f"and the body returned {now!r}. Carry an array: jnp.asarray(...)."

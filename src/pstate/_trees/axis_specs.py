@@ -1,10 +1,10 @@
 """Axis specs: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`."""
 
 import dataclasses
-import functools as ft
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._ground.exact import Exact
 from .._ground.typing import StateAxes
 from ..filter import Everything, Nothing, to_predicate
 
@@ -63,19 +63,13 @@ def parse_state_axes(spec: StateAxes, name: str, *, reducers: bool = False) -> t
     return tuple(_rule(axis, filter_, name, reducers) for axis, filter_ in spec.items())
 
 
-def partial_key(function: Any) -> Any:
-    """A function told apart by value: a partial made anew on each call is the same function."""
-    if isinstance(function, ft.partial):
-        return partial_key(function.func), function.args, tuple(sorted(function.keywords.items()))
-    return function
-
-
 def _rule(axis: Any, filter_: Any, name: str, reducers: bool) -> Rule:
     predicate = to_predicate(filter_)
     if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
         return Rule(axis, predicate)
     if reducers and callable(axis) and not isinstance(axis, type):
-        return Rule(None, predicate, axis, partial_key(axis))
+        # A partial made anew on each call is the same function.
+        return Rule(None, predicate, axis, Exact(axis))
     also = ", or a callable that reduces the lanes" if reducers else ""
     raise TypeError(
         f"The keys of {name} are axes: an integer or None{also}; got {axis!r}. Write "

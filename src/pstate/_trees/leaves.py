@@ -52,16 +52,3 @@ def kinds_of(leaves: Sequence[Any]) -> LeafKinds:
 def operand_mask(leaves: Sequence[Any]) -> tuple[bool, ...]:
     """For each leaf whether it is an operand."""
     return kinds_of(leaves).mask
-
-
-def static_key(leaf: Any) -> Any:
-    """What makes two static leaves the same.
-
-    **Raises:** `TypeError` where the leaf is unhashable.
-    """
-    if type(leaf) is float:
-        return float, leaf.hex()
-    if type(leaf) is complex:
-        return complex, leaf.real.hex(), leaf.imag.hex()
-    hash(leaf)
-    return type(leaf), leaf

@@ -13,13 +13,14 @@ from typing import Any, Generic, TypeVar
 import jax.tree_util as jtu
 
 from .._ground.errors import AliasedStateError
+from .._ground.exact import exact_key
 from .._ground.paths import to_place
 from .._ground.public import public
 from .._states.state import make_frozen
 from .._states.threads import local
 from .aliases import find_aliases
 from .flattening import collect, unflatten_frozen
-from .leaves import LeafKinds, kinds_of, static_key
+from .leaves import LeafKinds, kinds_of
 from .recording import freeze
 from .slots import layout_of, root_name
 
@@ -84,7 +85,7 @@ class Packed(Generic[T]):
         statics = self._statics
         if statics is None:
             kinds = kinds_of(self.leaves)
-            statics = kinds, tuple(static_key(self.leaves[i]) for i in kinds.statics)
+            statics = kinds, tuple(exact_key(self.leaves[i]) for i in kinds.statics)
             _set_statics(self, statics)
         return statics
 

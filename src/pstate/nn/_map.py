@@ -1,13 +1,14 @@
 """`Map`: a module, many times over."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 
 from .._calls.callables import Method
+from .._ground.exact import Exact
 from .._ground.paths import Path
 from .._ground.public import public_in
 from .._ground.typing import StateAxes
@@ -136,7 +137,7 @@ class Map(eqx.Module):
             parse_state_axes(init_state_axes, "init_state_axes"),
             parse_state_axes(call_state_axes, "call_state_axes"),
         )
-        key = (*rules, state_tag, repr(in_axes), repr(out_axes), axis_name, spmd_axis_name)
+        key = Exact((*rules, state_tag, in_axes, out_axes, axis_name, spmd_axis_name))
         self._options = _Options(
             init_state_axes,
             state_tag,
@@ -231,9 +232,7 @@ class Map(eqx.Module):
                 f"Name one of these: mapper.map({(known or ['__call__'])[0]!r})."
             )
         name = self._options.axis_name if axis_name is None else axis_name
-        return Method(
-            _MapCaller(fn, _Frozen(in_axes), _Frozen(out_axes), name, _Frozen(state_axes)), self
-        )
+        return Method(_MapCaller(fn, Exact(in_axes), Exact(out_axes), name, Exact(state_axes)), self)
 
     def _mapping(
         self, fn: Any, in_axes: Any, out_axes: Any, axis_name: Any, state_axes: StateAxes
@@ -259,31 +258,15 @@ class Map(eqx.Module):
         )
 
 
-class _Frozen:
-    """An option of any type, as a static part of a call: equal where it prints the same."""
-
-    __slots__ = ("_key", "value")
-
-    def __init__(self, value: Any):
-        self.value = value
-        self._key = tuple(value.items()) if isinstance(value, Mapping) else repr(value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and other._key == self._key
-
-    def __hash__(self) -> int:
-        return hash(str(self._key))
-
-
 @dataclasses.dataclass(frozen=True)
 class _MapCaller:
     """What `Map.map` binds to the map: a stateful function of the map and the arguments."""
 
     fn: Any
-    in_axes: _Frozen
-    out_axes: _Frozen
+    in_axes: Exact
+    out_axes: Exact
     axis_name: Any
-    state_axes: _Frozen
+    state_axes: Exact
 
     def __call__(self, mapper: Map, *args: Any, **kwargs: Any) -> Any:
         axes = self.in_axes.value, self.out_axes.value, self.axis_name, self.state_axes.value

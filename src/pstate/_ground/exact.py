@@ -1,0 +1,76 @@
+"""Values told apart exactly.
+
+Python takes `2` and `2.0`, `1` and `True` for equal, and so do tuples, dataclasses and partials that
+hold them; what was compiled for one computes something else for the other. An *exact key* has the types
+too, and floats by their bits: `0.0` and `-0.0` differ, and `nan` equals itself.
+"""
+
+import dataclasses
+import functools as ft
+from collections.abc import Mapping
+from typing import Any
+
+
+_SIMPLE = frozenset({str, int, bool, bytes, type(None)})
+
+
+def exact_key(value: Any) -> Any:
+    """What tells a value apart: by type and value, in containers too.
+
+    >>> exact_key((1, 2.0)) == exact_key((True, 2.0))
+    False
+
+    **Raises:** `TypeError` for what is unhashable, but for lists and dicts.
+    """
+    kind = type(value)
+    if kind in _SIMPLE:
+        return kind, value
+    if kind is float:
+        return kind, value.hex()
+    if kind is complex:
+        return kind, value.real.hex(), value.imag.hex()
+    if isinstance(value, tuple | list):
+        return kind, tuple(map(exact_key, value))
+    if isinstance(value, Mapping):
+        return kind, tuple((exact_key(k), exact_key(v)) for k, v in value.items())
+    if isinstance(value, ft.partial):
+        return kind, exact_key(value.func), exact_key(value.args), exact_key(value.keywords)
+    hash(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value) if field.compare]
+        return kind, value, tuple(exact_key(getattr(value, name)) for name in names)
+    return kind, value
+
+
+class Exact:
+    """Any value, equal to another where their exact keys are; what is unhashable, to itself alone."""
+
+    __slots__ = ("_key", "value")
+
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            self._key = exact_key(value)
+        except TypeError:
+            self._key = Identity(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Exact) and other._key == self._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+class Identity:
+    """An object, equal to itself alone. It is kept alive, so that no other gets its identity."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)

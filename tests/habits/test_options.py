@@ -53,7 +53,7 @@ def shapes(cell, x):
     "wrap", [lambda f: f, ps.jit, ps.checkpoint], ids=["eager", "jit", "checkpoint"]
 )
 @pytest.mark.parametrize(
-    "first, second", [(A, B), (Ending("a"), Ending("b"))], ids=["kinds", "predicates"]
+    ("first", "second"), [(A, B), (Ending("a"), Ending("b"))], ids=["kinds", "predicates"]
 )
 def test_map_tells_filters_apart(wrap, first, second):
     """`Map.map` with filters that print alike does what each of them says."""

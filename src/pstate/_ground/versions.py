@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import jax
+import jax.tree_util as jtu
 
 
 try:  # JAX 0.10 moved it; drop the fallback once the oldest supported JAX is 0.10.
@@ -46,6 +47,23 @@ _EAGER = _token_of_a_fresh_thread()
 def is_eager() -> bool:
     """Whether no JAX trace is running: operations execute at once."""
     return current_trace() == _EAGER
+
+
+class _Context:
+    """A setting of JAX's configuration, as an object. A pytree without leaves."""
+
+
+jtu.register_pytree_node(_Context, lambda context: ((), context), lambda context, _: context)
+
+
+@jax.jit
+def trace_context() -> Any:
+    """An object for the settings under which JAX compiles: the same as long as it would not compile anew.
+
+    JAX compares `enable_x64`, matmul precision, meshes and whatever else it keys its programs on; so this
+    runs, and makes a new object, exactly where they are others. A call takes a few microseconds.
+    """
+    return _Context()
 
 
 def jit_is_disabled() -> bool:

@@ -1,12 +1,14 @@
 """The compiled programs of a mapping over devices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from .._ground.errors import CapturedStateError
+from .._ground.versions import trace_context
 from .._programs.capturing import BROADCAST_ADVICE, Captured, captured_message, watched
+from .lanes import Meta
 
 
 class DeviceEntry:
@@ -20,13 +22,17 @@ class DeviceEntry:
         self.name = name
         self.traced: dict[Any, Any] = {}
 
-    def run(self, arrays: list[Any]) -> Any:
+    def run(self, arrays: list[Any], check: Callable[[Meta], None]) -> Any:
+        """Run. `check` raises where the call will be refused: it must not run, and give up buffers."""
         leaves = self.program.leaves(arrays)
-        return self.replay(arrays, leaves).run_on(leaves)
+        replay = self.replay(arrays, leaves)
+        check(replay.found)
+        return replay.run_on(leaves)
 
     def replay(self, arrays: list[Any], leaves: list[Any]) -> Any:
         """The traced program for these shapes."""
-        key = tuple((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
+        avals = ((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
+        key = (trace_context(), *avals)
         found = self.traced.get(key)
         if found is None:
             found = self.traced[key] = self._trace(leaves)

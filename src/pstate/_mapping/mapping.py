@@ -15,6 +15,7 @@ import jax
 from .._calls.call import Call
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
+from .._calls.giving_back import check_writes
 from .._calls.running import Writes
 from .._calls.signature import Static
 from .._calls.transform import Transform, code_of
@@ -180,16 +181,13 @@ class StatefulMapping(Compiled):
         return args, kwargs
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
-        arrays, meta = self._run_lanes(call)
+        arrays, meta = self._run_lanes(call, contract)
         out, writes = meta.result(arrays)
         self._refuse_echo(call, meta.echoed, contract)
-        if meta.soft and contract is None:
-            # The lanes only read these keys. Where nobody threads them there is nothing to advance.
-            kept = {i for i in meta.soft if call.states[i]._cell is not None}
-            writes = {i: v for i, v in writes.items() if i not in meta.soft or i in kept}
-        return out, writes
+        idle = _idle_writes(call, meta, contract)
+        return out, {i: v for i, v in writes.items() if i not in idle} if idle else writes
 
-    def _run_lanes(self, call: Call) -> tuple[list[Any], Meta]:
+    def _run_lanes(self, call: Call, contract: Contract | None) -> tuple[list[Any], Meta]:
         kinds = call.kinds
         operands = kinds.operands(call.leaves)
         if not is_eager() or jit_is_disabled():
@@ -199,11 +197,20 @@ class StatefulMapping(Compiled):
         if self.options.on_devices:
             # Not left to JAX: one device would fail and the others wait for it.
             call.refuse_deleted(self._code)
+            return self._entry(call).run(operands, lambda meta: self._check(call, meta, contract))
         try:
             return self._entry(call).run(operands)
         except (RuntimeError, ValueError):
             call.refuse_deleted(self._code)
             raise
+
+    def _check(self, call: Call, meta: Meta, contract: Contract | None) -> None:
+        """Refuse what would be refused after the call, when buffers are gone."""
+        if self.options.donates:
+            self._refuse_echo(call, meta.echoed, contract)
+            idle = _idle_writes(call, meta, contract)
+            writes = [index for index, _, _ in meta.writes if index not in idle]
+            check_writes(call, contract, writes, lambda index: self._line(call, index))
 
     def _options_key(self) -> Options:
         return self.options
@@ -301,6 +308,13 @@ class Lane(Transform):
 
     def _code(self) -> str:
         return f"{self.fun._code()}.lane({self.index})"
+
+
+def _idle_writes(call: Call, meta: Meta, contract: Contract | None) -> set[int]:
+    """The keys that lanes only read: where nobody threads them there is nothing to advance."""
+    if contract is not None:
+        return set()
+    return {i for i in meta.soft if call.states[i]._cell is None}
 
 
 def _static(value: Any, place: str) -> Static:

@@ -54,6 +54,11 @@ class Options:
         """Whether each lane has a device."""
         return innermost(self.mapping_fn) is jax.pmap
 
+    @property
+    def donates(self) -> bool:
+        """Whether any buffers may be given up."""
+        return self.donate is not None or bool(self.donate_argnums)
+
     def replays(self, axis_size: int) -> bool:
         """Whether the body is traced first and then run by an engine of its own."""
         return self.on_devices or (self.chunk_size is not None and self.chunk_size < axis_size)

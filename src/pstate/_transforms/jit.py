@@ -24,7 +24,7 @@ from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
 from .._ground.public import public
 from .._ground.typing import Filter, as_tuple
-from .._ground.versions import is_eager, jit_is_disabled
+from .._ground.versions import is_eager, jit_is_disabled, trace_context
 from .._programs.capturing import Captured, captured_message, watched
 from .._programs.compiled import Compiled, programs
 from .._programs.donation import Argument, Donation, kept_arguments, with_buffers_of_their_own
@@ -96,7 +96,8 @@ class _JitEntry:
 
         One trace serves all: JAX keeps it by the function and the shapes.
         """
-        key = (kept, *((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays))
+        avals = ((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
+        key = (trace_context(), kept, *avals)
         found = self._donating.get(key)
         if found is None:
             traced = self.jitted.trace(*arrays)

@@ -15,6 +15,12 @@ def describe(state: Any) -> str:
     return f"`{cell.place}` ({type(state).__name__})" if cell is not None else f"`{state!r}`"
 
 
+def place_or_name(state: Any) -> str:
+    """A state as code: where it stands, if it knows, and otherwise `state`."""
+    cell = _origin(state)
+    return cell.place if cell is not None else "state"
+
+
 def _origin(state: Any) -> Cell | None:
     if state._cell is not None:
         return state._cell

@@ -23,6 +23,7 @@ from .._ground.public import public
 from .._ground.values import as_value, copy, is_leaf, same
 from .cell import Cell, Recording
 from .deferred import Deferred
+from .forgotten_value import ForgottenValue
 from .messages import empty_message, frozen_message, kind_code
 from .showing import doc_of, text_of, treescope_of
 from .threads import local, watch_read
@@ -37,7 +38,7 @@ _new = object.__new__
 
 
 @public
-class State(Generic[V]):
+class State(ForgottenValue, Generic[V]):
     """One value of a model that calls may change.
 
     States are immutable. Inside `pstate.record` or a function run by `pstate.pure` they are live:

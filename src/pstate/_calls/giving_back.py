@@ -135,7 +135,7 @@ def _rebuilt(call: Call, where: tuple[int, ...], subtree: Any, writes: Writes) -
         return freeze(subtree)
     if call.is_plain:
         return _outline(signature, where).rebuilt(call.leaves, call.states, mine)
-    treedef, start, stop = _subtree(call.treedef, where)
+    treedef, start, stop = _subtree(signature, where)
     slots = signature.layout.slots
     leaves = list(call.leaves[start:stop])
     for index, value in mine.items():
@@ -206,8 +206,9 @@ def _outline(signature: Signature, where: tuple[int, ...]) -> _Outline:
 
 
 @ft.lru_cache(maxsize=4096)
-def _subtree(treedef: Any, where: tuple[int, ...]) -> tuple[Any, int, int]:
+def _subtree(signature: Signature, where: tuple[int, ...]) -> tuple[Any, int, int]:
     """A subtree's structure, and the range of its leaves."""
+    treedef = signature.treedef
     start = 0
     for position in where:
         children = treedef.children()

@@ -8,6 +8,7 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._ground.typing import Filter
 from .._states.cell import Recording
@@ -79,7 +80,7 @@ def pure(
     fn: Callable[..., Any] | None = None,
     /,
     *,
-    argnums: int | tuple[int, ...] | None = None,
+    argnums: Positions | None = None,
     writes: Filter = ...,
 ) -> Any:
     """A pure function of pytrees from a function that writes states.
@@ -115,8 +116,7 @@ def pure(
         >>> out.item(), counter["n"].value.item()
         (30, 3)
     """
-    if isinstance(argnums, list):
-        argnums = tuple(argnums)
+    argnums = as_argnums(argnums)
     to_predicate(writes)
     if fn is None:
         return lambda fn: pure(fn, argnums=argnums, writes=writes)

@@ -17,6 +17,7 @@ from .._ground.exact import exact_key
 from .._ground.paths import Path, to_path, to_place
 from .._trees.flattening import unflatten_frozen
 from .._trees.slots import Layout, layout_of, root_name
+from .._trees.structures import Ambiguity
 from .callables import Partial, Several, carrier_depth, carrier_of
 from .naming import Names
 
@@ -42,6 +43,8 @@ class Static:
 
     __slots__ = ("_key", "value")
 
+    is_exact = True
+
     def __init__(self, value: Any):
         self._key = exact_key(value)
         self.value = value
@@ -64,12 +67,14 @@ def bare(argument: Any) -> Any:
 class Signature:
     """The static side of a call: what its structure alone says about arguments and places.
 
-    Two are equal where their structures are, which is seldom asked of two that are not the same object.
+    Two are equal where their structures are, exactly: `exact` tells apart those whose static parts only
+    compare alike. It is seldom asked of two that are not the same object.
     """
 
-    def __init__(self, treedef: Any):
+    def __init__(self, treedef: Any, exact: Any = ()):
         self.treedef = treedef
-        self._hash = hash(treedef)
+        self.exact = exact
+        self._hash = hash((treedef, exact))
         self.layout: Layout = layout_of(treedef)
         fn, args, kwargs = unflatten_frozen(treedef, range(treedef.num_leaves))
         several = isinstance(fn, Several)
@@ -98,7 +103,9 @@ class Signature:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Signature) and other.treedef == self.treedef)
+        return self is other or (
+            isinstance(other, Signature) and other.exact == self.exact and other.treedef == self.treedef
+        )
 
     def argument(self, key_path: Sequence[Any]) -> tuple[int, Any]:
         """Which argument a key path of the call leads into: `(group, position or name)`.
@@ -159,7 +166,32 @@ def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:
     return to_place("partial", within)
 
 
+class _Family:
+    """The signatures of structures that JAX takes for equal: one, unless static parts are ambiguous."""
+
+    def __init__(self, treedef: Any):
+        self._ambiguity = Ambiguity(treedef)
+        self._signatures: dict[Any, Signature] = {}
+
+    def signature(self, treedef: Any) -> Signature:
+        exact = self._ambiguity.exact(treedef)
+        found = self._signatures.get(exact)
+        if found is None:
+            if len(self._signatures) >= _MAX_EQUAL:
+                self._signatures.clear()
+            found = self._signatures[exact] = Signature(treedef, exact)
+        return found
+
+
+#: How many signatures of equal structures are kept.
+_MAX_EQUAL = 256
+
+
 @ft.lru_cache(maxsize=4096)
+def _family_of(treedef: Any) -> _Family:
+    return _Family(treedef)
+
+
 def signature_of(treedef: Any) -> Signature:
     """The signature of a call's structure. Worked out once for each."""
-    return Signature(treedef)
+    return _family_of(treedef).signature(treedef)

@@ -36,7 +36,8 @@ def exact_key(value: Any) -> Any:
     if isinstance(value, ft.partial):
         return kind, exact_key(value.func), exact_key(value.args), exact_key(value.keywords)
     hash(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    params = getattr(kind, "__dataclass_params__", None)
+    if params is not None and params.eq:
         names = [field.name for field in dataclasses.fields(value) if field.compare]
         return kind, value, tuple(exact_key(getattr(value, name)) for name in names)
     return kind, value

@@ -58,10 +58,10 @@ jtu.register_pytree_node(_Context, lambda context: ((), context), lambda context
 
 @jax.jit
 def trace_context() -> Any:
-    """An object for the settings under which JAX compiles: the same as long as it would not compile anew.
+    """An object for JAX's settings: the same as long as JAX would not compile a function anew.
 
-    JAX compares `enable_x64`, matmul precision, meshes and whatever else it keys its programs on; so this
-    runs, and makes a new object, exactly where they are others. A call takes a few microseconds.
+    JAX compares `enable_x64`, matmul precision, meshes and whatever else it keys its programs on; so
+    this runs, and makes a new object, exactly where they differ. A call takes a few microseconds.
     """
     return _Context()
 

@@ -3,13 +3,14 @@
 import dataclasses
 import functools as ft
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.tree_util as jtu
 
 from .._calls.code import as_code
 from .._ground.exact import Exact
+from .._ground.integers import Integer, Positions, as_count, as_positions
 from .._ground.typing import Filter, StateAxes, as_tuple
 from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from ..filter import to_predicate
@@ -28,6 +29,9 @@ class Options:
     `rules_in` and `rules_out` are the parsed axis specs. `infers` says that the mapping function tells
     whether lanes agree on a value.
     """
+
+    #: Options that are equal are the same: their key is exact.
+    is_exact: ClassVar[bool] = True
 
     in_axes: Any
     out_axes: Any
@@ -125,15 +129,15 @@ def make_options(
     state_in_axes: StateAxes,
     state_out_axes: StateAxes,
     policy: str,
-    static_argnums: int | Iterable[int],
+    static_argnums: Positions,
     static_argnames: str | Iterable[str],
-    axis_size: int | None,
+    axis_size: Integer | None,
     axis_name: Any,
     name: str | None,
     mapping_fn: Callable[..., Any],
     mapping_kwargs: Mapping[str, Any] | None,
-    chunk_size: int | None,
-    donate_argnums: int | Iterable[int],
+    chunk_size: Integer | None,
+    donate_argnums: Positions,
     donate: Filter,
 ) -> Options:
     """Check and parse the options of a mapping.
@@ -146,22 +150,20 @@ def make_options(
             f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got {policy!r}. "
             "Write unexpected_out_state_mapping='raise'."
         )
-    is_size = isinstance(axis_size, int) and not isinstance(axis_size, bool) and axis_size >= 0
-    if axis_size is not None and not is_size:
-        raise ValueError(
-            f"axis_size is the number of lanes, an integer of at least 0; got {axis_size!r}. Write "
-            "axis_size=4."
-        )
+    _check_axis_name(axis_name)
+    if axis_size is not None:
+        axis_size = as_count(axis_size, "axis_size", "the number of lanes", least=0, example=4)
     if chunk_size is not None:
-        _check_chunk_size(chunk_size, axis_name, mapping_fn)
+        chunk_size = _chunk_size(chunk_size, axis_name, mapping_fn)
     in_axes = tuple(in_axes) if isinstance(in_axes, list) else in_axes
     rules_in = parse_state_axes(state_in_axes, "state_in_axes")
     rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
     kwargs = dict(mapping_kwargs or {})
-    nums, names = as_tuple(static_argnums, int), as_tuple(static_argnames, str)
+    nums, names = as_positions(static_argnums, "static_argnums"), as_tuple(static_argnames, str)
+    donated = as_positions(donate_argnums, "donate_argnums")
     key = (
-        _prefix_key(in_axes),
-        _prefix_key(out_axes),
+        _prefix_key(in_axes, "in_axes"),
+        _prefix_key(out_axes, "out_axes"),
         rules_in,
         rules_out,
         policy,
@@ -171,7 +173,7 @@ def make_options(
         axis_name,
         name,
         chunk_size,
-        as_tuple(donate_argnums, int),
+        donated,
         to_predicate(donate),
         Exact(mapping_fn),
         Exact(kwargs),
@@ -193,18 +195,30 @@ def make_options(
         rules_out=rules_out,
         infers=innermost(mapping_fn) in (jax.vmap, jax.pmap),
         chunk_size=chunk_size,
-        donate_argnums=as_tuple(donate_argnums, int),
+        donate_argnums=donated,
         donate=donate,
         key=key,
     )
 
 
-def _check_chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> None:
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise ValueError(
-            f"chunk_size is how many lanes run at a time, an integer of at least 1; got {chunk_size!r}. "
-            "Write chunk_size=64."
+def _check_axis_name(axis_name: Any) -> None:
+    if not _is_hashable(axis_name):
+        raise TypeError(
+            f"axis_name is the name of one axis, for collectives, and hashable; got {axis_name!r} of "
+            f"type {type(axis_name).__name__}. Write axis_name='batch'."
         )
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True
+
+
+def _chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> int:
+    size = as_count(chunk_size, "chunk_size", "how many lanes run at a time", least=1, example=64)
     if axis_name is not None:
         raise ValueError(
             f"chunk_size={chunk_size} and axis_name={axis_name!r} exclude each other: a collective over "
@@ -216,6 +230,7 @@ def _check_chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> None:
             "chunk_size is for jax.vmap as the mapping function. Leave chunk_size out, or map with "
             "ps.vmap2(f, chunk_size=64)."
         )
+    return size
 
 
 def innermost(mapping_fn: Any) -> Any:
@@ -223,11 +238,14 @@ def innermost(mapping_fn: Any) -> Any:
     return innermost(mapping_fn.func) if isinstance(mapping_fn, ft.partial) else mapping_fn
 
 
-def _prefix_key(prefix: Any) -> Any:
+def _prefix_key(prefix: Any, option: str) -> Any:
     if isinstance(prefix, Mapping):
         # By argument name; may mix what cannot be sorted.
-        return tuple((name, _prefix_key(axes)) for name, axes in prefix.items())
+        return tuple((name, _prefix_key(axes, option)) for name, axes in prefix.items())
     leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
+    for leaf in leaves:
+        if not _is_hashable(leaf):
+            raise TypeError(f"{option} are integers and None; got {leaf!r}. Write {option}=0.")
     return tuple(leaves), treedef
 
 

@@ -31,6 +31,9 @@ class Link(tuple):
     Equality, hash and order are those of the plain tuple of tags, and run at the speed of C.
     """
 
+    #: Tags are strings: nothing of another type equals them.
+    is_exact = True
+
     cell: "weakref.ref[Cell]"
 
 

@@ -23,6 +23,7 @@ from .flattening import collect, unflatten_frozen
 from .leaves import LeafKinds, kinds_of
 from .recording import freeze
 from .slots import layout_of, root_name
+from .structures import ambiguity_of
 
 
 T = TypeVar("T")
@@ -31,11 +32,14 @@ T = TypeVar("T")
 class Form:
     """The structure of a packed tree. `placeholders` are its states without values."""
 
-    __slots__ = ("_hash", "placeholders", "treedef")
+    __slots__ = ("_exact", "_hash", "placeholders", "treedef")
 
-    def __init__(self, treedef: Any):
+    is_exact = True
+
+    def __init__(self, treedef: Any, exact: Any):
         self.treedef = treedef
-        self._hash = hash(treedef)
+        self._exact = exact
+        self._hash = hash((treedef, exact))
         slots = layout_of(treedef).slots
         self.placeholders = tuple(make_frozen(slot.kind, slot.tag, None) for slot in slots)
 
@@ -43,15 +47,17 @@ class Form:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, Form) and other.treedef == self.treedef)
+        return self is other or (
+            isinstance(other, Form) and other._exact == self._exact and other.treedef == self.treedef
+        )
 
     def __repr__(self) -> str:
         return repr(self.treedef)
 
 
 @ft.lru_cache(maxsize=4096)
-def _form_of(treedef: Any) -> Form:
-    return Form(treedef)
+def _form_of(treedef: Any, exact: Any) -> Form:
+    return Form(treedef, exact)
 
 
 @public
@@ -184,7 +190,7 @@ def pack(tree: T) -> Packed[T]:
             "two of it. Give each place its own state, or share on purpose: "
             "eqx.nn.Shared(tree, where, get)."
         )
-    return Packed(_form_of(treedef), tuple(leaves))
+    return Packed(_form_of(treedef, ambiguity_of(treedef).exact(treedef)), tuple(leaves))
 
 
 def n_states(collected: Any) -> int:

@@ -1,0 +1,87 @@
+"""Structures told apart exactly.
+
+JAX takes two structures for equal whose static parts are: those of a module with a static field `2`,
+and of one with `2.0`. What is remembered for one of them must not serve the other. A node is *ambiguous*
+where something of another type could equal its static part.
+"""
+
+import functools as ft
+import itertools as it
+from collections.abc import Sequence
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+from .._ground.exact import Exact, exact_key
+
+
+def node_data_of(treedef: Any) -> list[Any]:
+    """The static parts of the nodes of a structure, children first."""
+    data: list[Any] = []
+    treedef.walk(lambda _, own: data.append(own), _ignored, [None] * treedef.num_leaves)
+    return data
+
+
+def _ignored(leaf: Any) -> Any:
+    return leaf
+
+
+class Ambiguity:
+    """Where a structure, and every structure that equals it, has ambiguous nodes.
+
+    `flat` nodes hold plain numbers side by side, as modules hold their static fields, and are told apart
+    by types alone; `deep` ones hold anything.
+    """
+
+    __slots__ = ("deep", "flat")
+
+    def __init__(self, treedef: Any):
+        data = node_data_of(treedef)
+        ambiguous = [i for i, own in enumerate(data) if _is_ambiguous(own)]
+        self.flat = tuple(i for i in ambiguous if _is_flat(data[i]))
+        self.deep = tuple(i for i in ambiguous if not _is_flat(data[i]))
+
+    def __bool__(self) -> bool:
+        return bool(self.flat or self.deep)
+
+    def exact(self, treedef: Any) -> Any:
+        """What tells a structure apart from others that equal it: hashable; `()` where nothing does."""
+        if not self:
+            return ()
+        data = node_data_of(treedef)
+        types = tuple(map(type, it.chain.from_iterable([data[i] for i in self.flat])))
+        deep: Sequence[int] = self.deep
+        if float in types:  # by their bits
+            deep = (*deep, *self.flat)
+        return types, tuple([_exact(data[i]) for i in deep])
+
+
+@ft.lru_cache(maxsize=4096)
+def ambiguity_of(treedef: Any) -> Ambiguity:
+    """The ambiguity of a structure."""
+    return Ambiguity(treedef)
+
+
+#: What nothing of another type equals.
+_PLAIN = (str, bytes, type(None), type, FunctionType, BuiltinFunctionType, ModuleType, Exact)
+
+
+def _is_ambiguous(own: Any) -> bool:
+    kind = type(own)
+    if isinstance(own, _PLAIN) or kind.__eq__ is object.__eq__ or getattr(kind, "is_exact", False):
+        return False
+    if kind in (tuple, list):
+        return any(map(_is_ambiguous, own))
+    if kind is dict:
+        return any(map(_is_ambiguous, it.chain(own, own.values())))
+    return True
+
+
+def _is_flat(own: Any) -> bool:
+    return type(own) is tuple and all(type(x) in (bool, int) or not _is_ambiguous(x) for x in own)
+
+
+def _exact(own: Any) -> Any:
+    try:
+        return exact_key(own)
+    except TypeError:  # unhashable: JAX compares it, and that has to do
+        return type(own)

@@ -19,6 +19,7 @@ from .._calls.giving_back import check_writes
 from .._calls.running import Writes
 from .._calls.signature import Static
 from .._calls.transform import Transform, code_of
+from .._ground.integers import Integer, Positions
 from .._ground.public import public
 from .._ground.typing import Filter, StateAxes
 from .._ground.versions import is_eager, jit_is_disabled
@@ -90,15 +91,15 @@ class StatefulMapping(Compiled):
         state_in_axes: StateAxes = None,
         state_out_axes: StateAxes = None,
         unexpected_out_state_mapping: str = "raise",
-        static_argnums: int | Iterable[int] = (),
+        static_argnums: Positions = (),
         static_argnames: str | Iterable[str] = (),
-        axis_size: int | None = None,
+        axis_size: Integer | None = None,
         axis_name: Any = None,
         name: str | None = None,
         mapping_fn: Callable[..., Any] = jax.vmap,
         mapping_kwargs: Mapping[str, Any] | None = None,
-        chunk_size: int | None = None,
-        donate_argnums: int | Iterable[int] = (),
+        chunk_size: Integer | None = None,
+        donate_argnums: Positions = (),
         donate: Filter = None,
     ):
         options = make_options(

@@ -150,7 +150,8 @@ def make_options(
             f"unexpected_out_state_mapping is one of {', '.join(map(repr, POLICIES))}; got {policy!r}. "
             "Write unexpected_out_state_mapping='raise'."
         )
-    _check_axis_name(axis_name)
+    check_name(axis_name, "axis_name")
+    check_name((mapping_kwargs or {}).get("spmd_axis_name"), "spmd_axis_name")
     if axis_size is not None:
         axis_size = as_count(axis_size, "axis_size", "the number of lanes", least=0, example=4)
     if chunk_size is not None:
@@ -201,11 +202,15 @@ def make_options(
     )
 
 
-def _check_axis_name(axis_name: Any) -> None:
-    if not _is_hashable(axis_name):
+def check_name(name: Any, option: str) -> None:
+    """Raise where an option that names an axis holds no name.
+
+    **Raises:** `TypeError`.
+    """
+    if not _is_hashable(name):
         raise TypeError(
-            f"axis_name is the name of one axis, for collectives, and hashable; got {axis_name!r} of "
-            f"type {type(axis_name).__name__}. Write axis_name='batch'."
+            f"{option} names an axis, by a string or anything else that is hashable; got {name!r} of "
+            f"type {type(name).__name__}. Write {option}='batch'."
         )
 
 

@@ -1,10 +1,11 @@
 """`pmap2`: `jax.pmap` for functions with states."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
+from .._ground.integers import Integer, Positions
 from .._ground.public import public
 from .._ground.typing import Filter, StateAxes
 from .mapping import StatefulMapping
@@ -18,11 +19,11 @@ def pmap2(
     *,
     in_axes: Any = 0,
     out_axes: Any = 0,
-    static_broadcasted_argnums: int | Iterable[int] = (),
+    static_broadcasted_argnums: Positions = (),
     devices: Sequence[Any] | None = None,
     backend: str | None = None,
-    axis_size: int | None = None,
-    donate_argnums: int | Iterable[int] = (),
+    axis_size: Integer | None = None,
+    donate_argnums: Positions = (),
     donate: Filter = None,
     state_in_axes: StateAxes = None,
     state_out_axes: StateAxes = None,

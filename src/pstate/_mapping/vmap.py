@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .._ground.integers import Integer
 from .._ground.public import public
 from .._ground.typing import StateAxes
 from .mapping import StatefulMapping
@@ -12,16 +13,16 @@ from .mapping import StatefulMapping
 def vmap2(
     fn: Callable[..., Any] | None = None,
     /,
-    *,
     in_axes: Any = 0,
     out_axes: Any = 0,
     axis_name: Any = None,
-    axis_size: int | None = None,
+    axis_size: Integer | None = None,
     spmd_axis_name: Any = None,
+    *,
     state_in_axes: StateAxes = None,
     state_out_axes: StateAxes = None,
     unexpected_out_state_mapping: str = "raise",
-    chunk_size: int | None = None,
+    chunk_size: Integer | None = None,
 ) -> Any:
     """Map a stateful function over lanes.
 
@@ -37,7 +38,8 @@ def vmap2(
 
     **Arguments:**
 
-    - `fn`: a function, bound method, callable module, partial, or a transform of one.
+    - `fn`: a function, bound method, callable module, partial, or a transform of one. The options up
+        to `spmd_axis_name` may follow by position, in the order of `jax.vmap`.
     - `in_axes`: as in `jax.vmap`, or a dict by argument name. Leaves that are no arrays are broadcast,
         and keyword arguments are mapped over axis 0.
     - `out_axes`: as in `jax.vmap`.

@@ -5,6 +5,7 @@ A mapping over `n` lanes splits once more, `keys = split(key, n + 1)`, and only 
 state becomes `keys[0]` and the lanes get the other `n`.
 """
 
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ import jax.random as jr
 from jaxtyping import Array, Shaped
 
 from .._ground.errors import FrozenStateError
+from .._ground.integers import Integer, as_index
 from .._ground.public import public
 from .cell import Cell
 from .keys import as_key, batch_shape
 from .state import State, V
 
 
-Shape = int | tuple[int, ...] | None
+Shape = Integer | tuple[int, ...] | None
 
 
 @public
@@ -54,7 +56,7 @@ class RandomState(State[V]):
     def _as_value(self, value: Any, old: Any) -> Any:
         return as_key(value)
 
-    def split_key(self, n: int | None = None) -> Shaped[Array, "..."]:
+    def split_key(self, n: Integer | None = None) -> Shaped[Array, "..."]:
         """Draw a key, or `n` keys, and advance the state.
 
         **Arguments:**
@@ -82,7 +84,7 @@ class RandomState(State[V]):
             kept, own = jr.split(key)  # unpacked, as by hand: JAX 0.12 has a primitive for it
             cell.put(kept)
             return own
-        keys = jr.split(key, n + 1)
+        keys = jr.split(key, operator.index(n) + 1)
         cell.put(keys[0])
         return keys[1:]
 
@@ -182,7 +184,8 @@ def shape_of_keys(state: State) -> tuple[int, ...] | None:
 def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:
     if size is None:
         return jnp.broadcast_shapes(*(jnp.shape(p) for p in parameters))
-    return (size,) if isinstance(size, int) else tuple(size)
+    one = as_index(size)
+    return tuple(size) if one is None else (one,)  # pyright: ignore[reportArgumentType]
 
 
 def _draw_message(state: State) -> str:

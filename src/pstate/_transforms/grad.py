@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._ground.typing import Filter
 from ..filter import Trainable, to_predicate
@@ -15,11 +16,11 @@ from .derivatives import Derivative, Grad, Jacobian, Jvp, ValueAndGrad, Vjp
 
 
 def _derivative(
-    cls: type[Derivative], fn: Any, wrt: Filter, argnums: int | Sequence[int] | None, **options: Any
+    cls: type[Derivative], fn: Any, wrt: Filter, argnums: Positions | None, **options: Any
 ) -> Any:
     """The derivative of `fn`, or a decorator where there is no `fn` yet."""
     chosen = to_predicate(wrt)
-    numbers = tuple(argnums) if isinstance(argnums, list) else argnums
+    numbers = as_argnums(argnums)
     make = lambda fn: cls(fn, wrt=chosen, argnums=numbers, **options)
     return make if fn is None else make(fn)
 
@@ -30,7 +31,7 @@ def grad(
     /,
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
     holomorphic: bool = False,
 ) -> Any:
@@ -78,7 +79,7 @@ def value_and_grad(
     /,
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
     holomorphic: bool = False,
 ) -> Any:
@@ -109,7 +110,7 @@ def jacfwd(
     /,
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
     holomorphic: bool = False,
 ) -> Any:
@@ -141,7 +142,7 @@ def jacrev(
     /,
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
     holomorphic: bool = False,
 ) -> Any:
@@ -171,7 +172,7 @@ def hessian(
     /,
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
     holomorphic: bool = False,
 ) -> Any:
@@ -201,7 +202,7 @@ def vjp(
     fn: Callable[..., Any],
     *primals: Any,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
 ) -> Any:
     """Run a stateful function, and give the function from cotangents of its output to those of inputs.
@@ -238,7 +239,7 @@ def jvp(
     tangents: Sequence[Any],
     *,
     wrt: Filter = Trainable,
-    argnums: int | Sequence[int] | None = None,
+    argnums: Positions | None = None,
     has_aux: bool = False,
 ) -> Any:
     """Run a stateful function, and take the derivative of its output along a direction.

@@ -6,7 +6,7 @@ the output shares with the arguments is put in outside.
 
 import functools as ft
 import types
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
+from .._ground.integers import Positions, as_positions
 from .._ground.public import public
-from .._ground.typing import Filter, as_tuple
+from .._ground.typing import Filter
 from .._ground.versions import is_eager, jit_is_disabled, trace_context
 from .._programs.capturing import Captured, captured_message, watched
 from .._programs.compiled import Compiled, programs
@@ -210,7 +211,7 @@ def jit(
     /,
     *,
     donate: Filter = None,
-    donate_argnums: int | Iterable[int] = (),
+    donate_argnums: Positions = (),
 ) -> Any:
     """Compile a stateful function.
 
@@ -252,4 +253,4 @@ def jit(
     if fn is None:
         return lambda fn: jit(fn, donate=donate, donate_argnums=donate_argnums)
     chosen = None if donate is None else to_predicate(donate)
-    return Jit(fn, donate=chosen, donate_argnums=as_tuple(donate_argnums, int))
+    return Jit(fn, donate=chosen, donate_argnums=as_positions(donate_argnums, "donate_argnums"))

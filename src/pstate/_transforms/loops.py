@@ -16,6 +16,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
+from .._ground.integers import Integer, as_count
 from .._ground.public import public
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
@@ -39,6 +40,15 @@ class _Options:
 
     def __post_init__(self):
         object.__setattr__(self, "unroll_type", type(self.unroll))
+
+
+def _options(has_carry: bool, length: Any, reverse: bool, unroll: Any, progress: Progress) -> _Options:
+    """The options of a loop as the user gave them, checked."""
+    if length is not None and not isinstance(length, bool):
+        length = as_count(length, "length", "the number of steps", least=0, example=10)
+    if not isinstance(unroll, bool):
+        unroll = as_count(unroll, "unroll", "how many steps run in one iteration", least=0, example=1)
+    return _Options(has_carry, length, reverse, unroll, progress_options(progress))
 
 
 @dataclasses.dataclass(eq=False)
@@ -125,7 +135,7 @@ class _Running:
             n = self.length - 1
             self.bar.step(n - count if self.options.reverse else count)
         data = data_of(self.body) if self.options.has_carry else None
-        run = run_body(self.body.signature.treedef, own, self.body.recording(own, data=data))
+        run = run_body(self.body.signature.layout, own, self.body.recording(own, data=data))
         refuse_changed_states(self.body, self.held, run, self.leaves)
         carry, y = self._carry_and_y(run.out)
         y_leaves, y_treedef = jtu.tree_flatten(y)
@@ -244,9 +254,9 @@ def scan(
     f: Callable[..., Any],
     init: Any,
     xs: Any = None,
-    length: int | None = None,
+    length: Integer | None = None,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    unroll: Integer = 1,
     *,
     progress: Progress = None,
 ) -> tuple[Any, Any]:
@@ -287,7 +297,7 @@ def scan(
         >>> total.item(), before.tolist(), model["steps"].value.item()
         (6.0, [0.0, 0.0, 1.0, 3.0], 4)
     """
-    options = _Options(True, length, reverse, unroll, progress_options(progress))
+    options = _options(True, length, reverse, unroll, progress)
     return _Scan(f, options=options)(init, xs)
 
 
@@ -295,9 +305,9 @@ def scan(
 def for_loop(
     f: Callable[..., Any],
     *xs: Any,
-    length: int | None = None,
+    length: Integer | None = None,
     reverse: bool = False,
-    unroll: int | bool = 1,
+    unroll: Integer = 1,
     progress: Progress = None,
 ) -> Any:
     """Loop over arrays, and stack what the function returns.
@@ -324,5 +334,5 @@ def for_loop(
         >>> noise.shape, len(set(noise.tolist()))
         ((3,), 3)
     """
-    options = _Options(False, length, reverse, unroll, progress_options(progress))
+    options = _options(False, length, reverse, unroll, progress)
     return _Scan(f, options=options)(*xs)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._ground.exact import Exact
+from .._ground.integers import as_index
 from .._ground.typing import StateAxes
 from ..filter import Everything, Nothing, to_predicate
 
@@ -65,8 +66,8 @@ def parse_state_axes(spec: StateAxes, name: str, *, reducers: bool = False) -> t
 
 def _rule(axis: Any, filter_: Any, name: str, reducers: bool) -> Rule:
     predicate = to_predicate(filter_)
-    if axis is None or (isinstance(axis, int) and not isinstance(axis, bool)):
-        return Rule(axis, predicate)
+    if axis is None or as_index(axis) is not None:
+        return Rule(as_index(axis), predicate)
     if reducers and callable(axis) and not isinstance(axis, type):
         # A partial made anew on each call is the same function.
         return Rule(None, predicate, axis, Exact(axis))

@@ -3,7 +3,7 @@
 Equinox writes one NumPy array per leaf, in the order of the tree, and nothing else. Typed keys are no
 NumPy arrays. Here such a leaf is saved as a *record*: a NumPy array of the leaf's shape whose only
 field is named after what it holds, `key<threefry2x32>` say, so that loading can compare. Extension
-types whose name NumPy loses (`float8_e4m3fn`) are saved in the same way.
+types, whose names NumPy loses or cannot read back (`float8_e5m2`, `int4`), are saved in the same way.
 
 A file is read by position. So the first leaf that does not fit is refused before it is read: those
 after it would be other leaves' data.
@@ -48,6 +48,8 @@ _ADVICE = (
     "    model = ps.update(model, ps.states(saved), strict=False)"
 )
 _NUMBERS = (bool, int, float, complex)
+#: What `dtype.isbuiltin` is for types that were registered with NumPy from outside.
+_REGISTERED = 2
 _NUMBER_OF_KIND = {"b": "bool", "i": "int", "u": "int", "f": "float", "c": "complex"}
 
 
@@ -77,8 +79,9 @@ def serialise_filter_spec(f: Writable, x: Any) -> None:
     if is_typed_key(x):
         data = np.asarray(jr.key_data(x))
         _save_record(f, _key_name(x), data, x.shape)
-    elif isinstance(x, jax.Array) and _is_extension(x.dtype):
-        _save_record(f, x.dtype.name, np.asarray(x).view(np.uint8), x.shape)
+    elif _is_extension(x):
+        bits = np.asarray(x).view(f"u{x.dtype.itemsize}")
+        _save_record(f, x.dtype.name, bits, x.shape)
     elif isinstance(x, _NUMBERS):
         # Equinox would go through JAX, which keeps 32 bits: a rate of 0.1 would come back as another.
         np.save(f, np.asarray(x), allow_pickle=False)
@@ -124,6 +127,9 @@ def deserialise_filter_spec(f: Readable, x: Any) -> Any:
     if isinstance(x, jax.Array | jax.ShapeDtypeStruct):
         array = _checked(f, x, x.dtype.name, x.shape, _name_of_array).view(x.dtype)
         return _weak(array) if x.weak_type else jnp.asarray(array)
+    if _is_extension(x):  # NumPy's
+        array = _checked(f, x, x.dtype.name, x.shape, _name_of_array).view(x.dtype)
+        return array[()] if isinstance(x, np.generic) else array
     if isinstance(x, _NUMBERS):
         return type(x)(_checked(f, x, type(x).__name__, (), _name_of_number).item())
     return eqx.default_deserialise_filter_spec(f, x)
@@ -139,9 +145,12 @@ def _key_name(keys: Any) -> str:
     return f"key<{implementation}>"
 
 
-def _is_extension(dtype: Any) -> bool:
-    # JAX's own loading recognises bfloat16, and only that, by its width.
-    return dtype.kind == "V" and dtype != jnp.bfloat16
+def _is_extension(x: Any) -> bool:
+    """Whether an array has a type that NumPy does not know from itself."""
+    if not isinstance(x, jax.Array | np.ndarray | np.generic) or x.dtype.isbuiltin != _REGISTERED:
+        return False
+    # Of JAX's arrays Equinox recognises bfloat16, and only that, by its width.
+    return x.dtype != jnp.bfloat16 or not isinstance(x, jax.Array)
 
 
 def _save_record(f: Writable, name: str, data: np.ndarray, shape: tuple[int, ...]) -> None:

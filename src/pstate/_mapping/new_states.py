@@ -5,12 +5,13 @@
 it was.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.tree_util as jtu
 
 from .._calls.pure import pure
+from .._ground.integers import Integer, as_index, refuse_traced
 from .._ground.paths import Path, to_path
 from .._ground.public import public
 from .._ground.typing import PyTree, StateAxes
@@ -21,7 +22,7 @@ from .._states.random_state import RandomState
 from .._states.state import State, is_state, make_frozen
 from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from .._trees.bulk import states
-from .._trees.initialising import run_init_states, with_assigned
+from .._trees.initialising import Initialised, run_init_states, with_fields, with_tags
 from ..filter import Everything, OfType
 from .mapping import StatefulMapping
 
@@ -34,7 +35,7 @@ def vmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],
     state_tag: str | None = None,
-    axis_size: int | None = None,
+    axis_size: Integer | None = None,
     state_out_axes: StateAxes = None,
 ) -> tuple[PyTree, NewStates]:
     """Run `init_all_states` once, mapped, so that each lane has states of its own.
@@ -68,7 +69,8 @@ def vmap2_new_states(
         >>> counter.count, new
         (ShortTermState(i32[5]), {0: {('count',): ShortTermState(i32[5])}})
     """
-    return _new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap)
+    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap)
+    return made.module, made.states
 
 
 @public
@@ -76,7 +78,7 @@ def pmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],
     state_tag: str | None = None,
-    axis_size: int | None = None,
+    axis_size: Integer | None = None,
     state_out_axes: StateAxes = None,
 ) -> tuple[PyTree, NewStates]:
     """The same as `vmap2_new_states`, with a device for each lane.
@@ -87,19 +89,32 @@ def pmap2_new_states(
 
     **Raises:** as there, and `ValueError` for more lanes than devices.
     """
-    size = jax.local_device_count() if axis_size is None else axis_size
-    return _new_states(module, init_kwargs, state_tag, size, state_out_axes, jax.pmap)
+    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.pmap)
+    return made.module, made.states
 
 
-def _new_states(
+class Made(NamedTuple):
+    """The module with its new states; these by axis and path; and what was put in besides values."""
+
+    module: PyTree
+    states: NewStates
+    initialised: Initialised
+
+
+def make_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],
     state_tag: str | None,
-    axis_size: int | None,
+    axis_size: Integer | None,
     state_out_axes: StateAxes,
     mapping_fn: Any,
-) -> tuple[PyTree, NewStates]:
-    if not isinstance(axis_size, int) or isinstance(axis_size, bool) or axis_size < 1:
+) -> Made:
+    """What `vmap2_new_states` and `pmap2_new_states` do, with all that came of it."""
+    if axis_size is None and mapping_fn is jax.pmap:
+        axis_size = jax.local_device_count()
+    refuse_traced(axis_size, "axis_size", "axis_size=4")
+    size = as_index(axis_size)
+    if size is None or size < 1:
         raise ValueError(
             "axis_size is the number of lanes, an integer of at least 1, and nothing here tells it; "
             f"got {axis_size!r}. Write axis_size=4."
@@ -108,12 +123,14 @@ def _new_states(
         _refuse_bare_keys(name, value)
     rules = _rules(state_out_axes)
     paths: list[Path] = []
+    runs: list[Initialised] = []
 
     def build(module: PyTree, kwargs: dict[str, Any]) -> list[Any]:
         with catch_new_states(state_tag):
-            assigned = run_init_states(module, kwargs)
-        paths[:] = assigned
-        return list(assigned.values())
+            run = run_init_states(module, kwargs)
+        runs[:] = [run]
+        paths[:] = run.assigned
+        return list(run.assigned.values())
 
     mapped = StatefulMapping(
         build,
@@ -122,14 +139,18 @@ def _new_states(
         state_out_axes=_Located(rules, paths),
         # States that are filled get their axis here, on purpose.
         unexpected_out_state_mapping="ignore",
-        axis_size=axis_size,
+        axis_size=size,
         name="init_all_states",
         mapping_fn=mapping_fn,
     )
     values, (filled, advanced) = pure(mapped, argnums=(0, 1))(module, init_kwargs)
     _advance(init_kwargs, advanced)
-    result = with_assigned(filled, dict(zip(paths, values, strict=True)))
-    return _tagged(module, result, state_tag, rules)
+    (run,) = runs
+    assigned = dict(zip(paths, values, strict=True))
+    result = with_tags(with_fields(filled, {**assigned, **run.static}), run.tags)
+    tree, new = _tagged(module, result, state_tag, rules)
+    tags = {path: state.tag for found in new.values() for path, state in found.items()}
+    return Made(tree, new, Initialised(assigned, run.static, {**run.tags, **tags}))
 
 
 def _advance(init_kwargs: dict[str, Any], advanced: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Running `init_state` on every module of a tree.
 
 A module takes part if it defines `init_state`. Children go first, each gets the keywords that it names,
-and a module of `pstate.nn` may assign its declared fields while it is being initialised.
+and a module of `pstate.nn` may assign its declared fields while it is being initialised. A *keeper*,
+`nn.Map`, makes the states of what it holds by itself, in lanes: it is asked, not the modules in it.
 """
 
+import dataclasses
 import inspect
 import threading
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from .._ground.paths import Path, to_path, to_place
-from .._states.state import State
+from .._states.state import State, is_state, make_frozen
 from .slots import root_name
 
 
@@ -23,6 +25,19 @@ class _Initialising(threading.local):
 
     paths: dict[int, Path] | None = None
     assigned: dict[Path, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialised:
+    """What an initialisation put into a tree besides the values that it wrote into states.
+
+    By path: `assigned` to declared fields, `static` fields among them, which no mapping carries, and the
+    `tags` that states got.
+    """
+
+    assigned: dict[Path, Any]
+    static: dict[Path, Any]
+    tags: dict[Path, tuple[str, ...]]
 
 
 _initialising = _Initialising()
@@ -39,10 +54,10 @@ def assign(module: Any, name: str, value: Any) -> bool:
     return True
 
 
-def run_init_states(live: Any, kwargs: dict[str, Any]) -> dict[Path, Any]:
-    """Run `init_state` in a tree whose states are live.
+def run_init_states(live: Any, kwargs: dict[str, Any]) -> Initialised:
+    """Run `init_state` in a tree whose states are live. What is assigned to fields is there afterwards.
 
-    **Returns:** what was assigned to declared fields, by path.
+    **Returns:** what there is besides values that were written.
 
     **Raises:** `TypeError` for a keyword that no `init_state` names, and for one that is missing.
     """
@@ -51,10 +66,43 @@ def run_init_states(live: Any, kwargs: dict[str, Any]) -> dict[Path, Any]:
     takers = [(path, module) for path, module in modules if hasattr(module, "init_state")]
     accepted = {id(module): _accepted(module, kwargs, to_place(root, path)) for path, module in takers}
     _refuse_unknown(kwargs, accepted.values(), root, [to_place(root, path) for path, _ in takers])
+    keepers = _keepers(modules)
+    static: dict[Path, Any] = {}
+    tags: dict[Path, tuple[str, ...]] = {}
     with _initialise({id(module): to_path(path) for path, module in modules}) as assigned:
-        for _, module in takers:
-            module.init_state(**{name: kwargs[name] for name in accepted[id(module)]})
-    return assigned
+        for path, module in modules:
+            at = to_path(path)
+            if any(_is_inside(at, keeper) for keeper in keepers):
+                continue
+            if at in keepers:
+                names = {n for p, m in takers if _is_inside(to_path(p), at) for n in accepted[id(m)]}
+                made = module._init_kept({name: kwargs[name] for name in kwargs if name in names})
+                own = {(*at, *inner): value for inner, value in made.assigned.items()}
+                _set(live, own)
+                assigned.update(own)
+                static.update({(*at, *inner): value for inner, value in made.static.items()})
+                tags.update({(*at, *inner): tag for inner, tag in made.tags.items()})
+            elif id(module) in accepted:
+                module.init_state(**{name: kwargs[name] for name in accepted[id(module)]})
+    _set(live, static)
+    by_path = _by_path(live)
+    for path in [p for p in assigned if _is_static(by_path[p[:-1]], p[-1])]:
+        static[path] = assigned.pop(path)
+    return Initialised(assigned, static, tags)
+
+
+def _keepers(modules: list[tuple[tuple[Any, ...], Any]]) -> set[Path]:
+    """The paths of the outermost keepers."""
+    found = {to_path(path) for path, module in modules if hasattr(type(module), "_init_kept")}
+    return {path for path in found if not any(_is_inside(path, other) for other in found)}
+
+
+def _is_inside(path: Path, other: Path) -> bool:
+    return len(path) > len(other) and path[: len(other)] == other
+
+
+def _is_static(module: Any, name: str) -> bool:
+    return any(f.name == name and f.metadata.get("static", False) for f in dataclasses.fields(module))
 
 
 @contextmanager
@@ -106,12 +154,32 @@ def _refuse_unknown(kwargs: dict[str, Any], accepted: Any, root: str, places: li
         )
 
 
-def with_assigned(module: Any, assigned: dict[Path, Any]) -> Any:
+def with_fields(module: Any, fields: dict[Path, Any]) -> Any:
     """A copy of a frozen module with fields assigned, by path."""
-    if not assigned:
+    if not fields:
         return module
     fresh = jtu.tree_map(lambda leaf: leaf, module)
-    by_path = {to_path(path): each for path, each in _modules(fresh, ())}
-    for path, value in assigned.items():
-        object.__setattr__(by_path[path[:-1]], path[-1], value)
+    _set(fresh, fields)
     return fresh
+
+
+def with_tags(tree: Any, tags: dict[Path, tuple[str, ...]]) -> Any:
+    """A copy of a frozen tree in which the states at these paths have these tags."""
+    if not tags:
+        return tree
+
+    def tagged(key_path: Any, item: Any) -> Any:
+        tag = tags.get(to_path(key_path)) if isinstance(item, State) else None
+        return item if tag is None else make_frozen(type(item), tag, item._peek())
+
+    return jtu.tree_map_with_path(tagged, tree, is_leaf=is_state)
+
+
+def _set(module: Any, fields: dict[Path, Any]) -> None:
+    by_path = _by_path(module) if fields else {}
+    for path, value in fields.items():
+        object.__setattr__(by_path[path[:-1]], path[-1], value)
+
+
+def _by_path(module: Any) -> dict[Path, Any]:
+    return {to_path(path): each for path, each in _modules(module, ())}

@@ -9,13 +9,17 @@ import jax
 
 from .._calls.callables import Method
 from .._ground.exact import Exact
+from .._ground.integers import as_count
 from .._ground.paths import Path
 from .._ground.public import public_in
 from .._ground.typing import StateAxes
+from .._ground.values import same
 from .._mapping.mapping import StatefulMapping
-from .._mapping.new_states import NewStates, pmap2_new_states, vmap2_new_states
+from .._mapping.new_states import Made, NewStates, make_new_states
+from .._mapping.options import check_name
 from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from .._trees.bulk import states
+from .._trees.initialising import Initialised
 
 
 _BEHAVIORS = ("vmap", "pmap")
@@ -56,7 +60,8 @@ class Map(eqx.Module):
     """A module whose states are made, and whose methods are run, for many lanes at once.
 
     It is itself a module: `jax.jit`, gradients, `eqx.tree_serialise_leaves` and further mappings take
-    it, and other modules hold it.
+    it, and other modules hold it: their `init_all_states` makes the states of its lanes too. A `Map` of
+    a `Map` has lanes in lanes.
 
     **Arguments:**
 
@@ -114,12 +119,9 @@ class Map(eqx.Module):
                 f"Map maps an Equinox module; got {module!r} of type {type(module).__name__}. For a "
                 "function there is ps.vmap2(f)."
             )
-        is_int = isinstance(init_map_size, int) and not isinstance(init_map_size, bool)
-        if not is_int or init_map_size < 1:
-            raise ValueError(
-                "init_map_size is the number of lanes, an integer of at least 1; got "
-                f"{init_map_size!r}. Write init_map_size=10."
-            )
+        size = as_count(init_map_size, "init_map_size", "the number of lanes", least=1, example=10)
+        check_name(axis_name, "axis_name")
+        check_name(spmd_axis_name, "spmd_axis_name")
         if behavior not in _BEHAVIORS:
             raise ValueError(
                 f"behavior is one of {', '.join(map(repr, _BEHAVIORS))}; got {behavior!r}. Write "
@@ -131,7 +133,7 @@ class Map(eqx.Module):
                 "Leave it out, or write behavior='vmap'."
             )
         self.module = module
-        self.init_map_size = init_map_size
+        self.init_map_size = size
         self.behavior = behavior
         rules = (
             parse_state_axes(init_state_axes, "init_state_axes"),
@@ -168,22 +170,42 @@ class Map(eqx.Module):
 
         **Returns:** the map with its states. It is ready for `update` and `map`.
         """
-        make = vmap2_new_states if self.behavior == "vmap" else pmap2_new_states
-        options = self._options
-        module, new = make(
-            self.module,
-            kwargs,
-            state_tag=options.state_tag,
-            axis_size=self.init_map_size,
-            state_out_axes=options.init_state_axes,
-        )
-        axes = tuple((axis, frozenset(found)) for axis, found in new.items())
+        made, axes = self._make(kwargs)
         mapper = object.__new__(Map)
         for field in dataclasses.fields(self):
             object.__setattr__(mapper, field.name, getattr(self, field.name))
-        object.__setattr__(mapper, "module", module)
+        object.__setattr__(mapper, "module", made.module)
         object.__setattr__(mapper, "_axes", axes)
         return mapper
+
+    def _make(self, kwargs: dict[str, Any]) -> tuple[Made, Any]:
+        options = self._options
+        made = make_new_states(
+            self.module,
+            kwargs,
+            options.state_tag,
+            self.init_map_size,
+            options.init_state_axes,
+            jax.vmap if self.behavior == "vmap" else jax.pmap,
+        )
+        return made, tuple((axis, frozenset(found)) for axis, found in made.states.items())
+
+    def _init_kept(self, kwargs: dict[str, Any]) -> Initialised:
+        """Be initialised as a part of a tree whose states are live: what they hold is written there."""
+        made, axes = self._make(kwargs)
+        run = made.initialised
+        values = states(made.module)
+        for path, state in states(self.module).items():
+            new = values.get(path)
+            assigned = any(path[: len(field)] == field for field in run.assigned)
+            if new is not None and not assigned and not same(state._peek(), new._peek()):
+                state.value = new._peek()
+        static = {("module", *path): value for path, value in run.static.items()}
+        return Initialised(
+            {("module", *path): value for path, value in run.assigned.items()},
+            {("_axes",): axes, **static},
+            {("module", *path): tags for path, tags in run.tags.items()},
+        )
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's `update`, or the module itself where it has none, in every lane.

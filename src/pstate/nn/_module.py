@@ -9,7 +9,7 @@ from .._ground.errors import FrozenStateError
 from .._ground.public import public_in
 from .._states.state import State
 from .._trees.flattening import collect
-from .._trees.initialising import assign, run_init_states
+from .._trees.initialising import assign, run_init_states, with_tags
 from .._trees.recording import freeze, record
 
 
@@ -23,7 +23,8 @@ def init_all_states(module: M, **kwargs: Any) -> M:
     **Arguments:**
 
     - `module`: any Equinox module. It is not changed. Each module in it that defines `init_state` takes
-        part, through lists, tuples and dicts too.
+        part, through lists, tuples and dicts too. A `pstate.nn.Map` makes the states of what it maps for
+        its lanes.
     - `kwargs`: handed to each `init_state` that names them. Inside a recording a live random state
         among them is advanced; a frozen one serves as a seed.
 
@@ -35,11 +36,11 @@ def init_all_states(module: M, **kwargs: Any) -> M:
     _, _, states = collect(kwargs)
     if any(state._cell is not None for state in states):
         with record(module) as live:
-            run_init_states(live, kwargs)
+            run = run_init_states(live, kwargs)
     else:
         with record(module) as live, record(kwargs) as live_kwargs:
-            run_init_states(live, live_kwargs)
-    return freeze(live)
+            run = run_init_states(live, live_kwargs)
+    return with_tags(freeze(live), run.tags)
 
 
 @public_in("pstate.nn")

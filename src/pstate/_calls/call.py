@@ -5,7 +5,6 @@ call apart, here; run something on the leaves that says which states were writte
 (`giving_back.py`).
 """
 
-import itertools as it
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ from .._trees.aliases import find_aliases, is_live
 from .._trees.flattening import collect
 from .._trees.guard import Guard
 from .._trees.leaves import LeafKinds, kinds_of
-from .._trees.packed import n_states, spread
+from .._trees.packed import find_aliases_of_packed, spread
+from .._trees.slots import states_of
 from .naming import Names, names_of
 from .signature import Signature, signature_of
 
@@ -49,16 +49,21 @@ class Call:
         self.args = args
         self.kwargs = kwargs
         self.leaves, self.treedef, self._collected = collect((fn, args, kwargs))
-        self._aliases = find_aliases(self._collected)
+        self._aliases: Any = None
         self._signature: Signature | None = None
         self._states: list[Any] | None = None
 
     @property
     def states(self) -> list[Any]:
         """The states that came in. Those of packed trees are without values."""
-        if self._states is None:
-            self._states = spread(self._collected) if self.has_packed else self._collected
-        return self._states
+        states = self._states
+        if states is None:
+            states = spread(self._collected) if self.has_packed else self._collected
+            if len(states) != len(self.signature.layout.slots):
+                # A node took its own children apart while it was taken apart itself.
+                states = states_of((self.fn, self.args, self.kwargs))
+            self._states = states
+        return states
 
     def state(self, index: int) -> Any:
         """The state of a slot with its value, packed or not."""
@@ -86,18 +91,17 @@ class Call:
     @property
     def aliases(self) -> tuple[tuple[int, int], ...]:
         """Pairs of slots at which one state stands twice."""
-        if not self._aliases or not self.has_packed:
-            return self._aliases
-        # A packed tree at two places is each of its states at two places.
-        counts = [n_states(x) for x in self._collected]
-        starts = list(it.accumulate(counts, initial=0))
-        return tuple((starts[a] + k, starts[b] + k) for a, b in self._aliases for k in range(counts[a]))
+        if self._aliases is None:
+            self._aliases = (
+                find_aliases_of_packed(self._collected) if self.has_packed else find_aliases(self.states)
+            )
+        return self._aliases
 
     @property
     def signature(self) -> Signature:
         # Looked up once for a call: to compare two structures of 100 modules costs 70 us.
         if self._signature is None:
-            self._signature = signature_of(self.treedef)
+            self._signature = signature_of(self.treedef, (self.fn, self.args, self.kwargs))
         return self._signature
 
     @property

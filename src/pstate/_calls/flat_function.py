@@ -90,7 +90,7 @@ class FlatFunction:
 
     def run(self, leaves: Sequence[Any]) -> Run:
         """Run the function on all leaves of a call."""
-        return run_body(self.signature.treedef, leaves, self.recording(leaves))
+        return run_body(self.signature.layout, leaves, self.recording(leaves))
 
 
 def flat_function_of(

@@ -176,16 +176,10 @@ class _Outline:
     """
 
     def __init__(self, signature: Signature, where: tuple[int, ...]):
-        subtree = unflatten_frozen(signature.treedef, range(signature.treedef.num_leaves))
-        for position in where:
-            subtree = subtree[position]
-        argument = (where[0], where[1] if len(where) > 1 else None)
-        indices = [i for i, a in enumerate(signature.argument_of_slot) if a == argument]
-        items, self.treedef = jtu.tree_flatten(subtree, is_leaf=is_state)
-        supply = iter(indices)
-        n = len(signature.argument_of_slot)
-        # Each item's place among all states of the call, followed by all leaves.
-        self._places = [next(supply) if is_state(x) else n + x for x in items]
+        layout = signature.layout
+        self.treedef, start, stop = _descend(layout.outer, where)
+        #: Each item's place among all states of the call, followed by all leaves.
+        self._places = layout.items[start:stop]
         self._position = {i: n for n, i in enumerate(self._places)}
 
     def rebuilt(self, leaves: Sequence[Any], states: Sequence[State], writes: Writes) -> Any:
@@ -208,7 +202,10 @@ def _outline(signature: Signature, where: tuple[int, ...]) -> _Outline:
 @ft.lru_cache(maxsize=4096)
 def _subtree(signature: Signature, where: tuple[int, ...]) -> tuple[Any, int, int]:
     """A subtree's structure, and the range of its leaves."""
-    treedef = signature.treedef
+    return _descend(signature.treedef, where)
+
+
+def _descend(treedef: Any, where: tuple[int, ...]) -> tuple[Any, int, int]:
     start = 0
     for position in where:
         children = treedef.children()

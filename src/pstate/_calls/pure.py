@@ -67,7 +67,7 @@ class Pure(Transform):
             aliases=call.aliases,
         )
         try:
-            run = run_body(call.treedef, call.leaves, recording)
+            run = run_body(call.signature.layout, call.leaves, recording)
         except (RuntimeError, ValueError):
             call.refuse_deleted(self._code)
             raise

@@ -12,6 +12,7 @@ from .._states.state import State, is_state
 from .._trees.aliases import find_aliases
 from .._trees.flattening import collect, thaw
 from .._trees.recording import freeze
+from .._trees.slots import Layout, states_of
 from .signature import bare
 
 
@@ -42,7 +43,7 @@ def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def run_body(
-    treedef: Any, leaves: Sequence[Any], recording: Recording, call: Callable[..., Any] = _call
+    layout: Layout, leaves: Sequence[Any], recording: Recording, call: Callable[..., Any] = _call
 ) -> Run:
     """Run the function of a call on leaves, with live states.
 
@@ -51,18 +52,16 @@ def run_body(
     """
     ok = False
     try:
-        out = call(*thaw(treedef, leaves, recording))
+        out = call(*thaw(layout, leaves, recording))
         ok = True
     finally:
         cells = recording.cells
         recording.close(check=ok)
     writes = {cell.index: cell.value for cell in cells if cell.written}
     reads = frozenset(cell.index for cell in cells if cell.read)
-    _, _, states = collect(out)
-    if states.has_packed:  # they are frozen, and stand at no place by themselves
-        states = [state for state in states if isinstance(state, State)]
-    if not states:
+    if not collect(out)[2]:
         return Run(out, writes, reads, (), None)
+    states = states_of(out)  # packed trees are frozen, and their states stand at no place by themselves
     return Run(freeze(out), writes, reads, _echoed(out, states, recording), _aliased(out, states))
 
 

@@ -8,14 +8,15 @@ array.
 import dataclasses
 import functools as ft
 import itertools as it
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
 
 from .._ground.exact import exact_key
 from .._ground.paths import Path, to_path, to_place
-from .._trees.flattening import unflatten_frozen
+from .._states.state import is_state
+from .._trees.packed import Packed
 from .._trees.slots import Layout, layout_of, root_name
 from .._trees.structures import Ambiguity
 from .callables import Partial, Several, carrier_depth, carrier_of
@@ -46,6 +47,7 @@ class Static:
     is_exact = True
 
     def __init__(self, value: Any):
+        hash(value)
         self._key = exact_key(value)
         self.value = value
 
@@ -64,6 +66,26 @@ def bare(argument: Any) -> Any:
     return argument.value if type(argument) is Static else argument
 
 
+class _Carrier:
+    """What is known of a callable's carrier; `root` is `None` where it has none.
+
+    `depth` is how far down a key path of the call the carrier stands.
+    """
+
+    __slots__ = ("depth", "is_partial", "root")
+
+    def __init__(self, fn: Any, depth: int):
+        carrier = carrier_of(fn)
+        self.depth = depth + carrier_depth(fn)
+        self.is_partial = isinstance(carrier, Partial)
+        self.root = None if carrier is None else root_name(carrier)
+
+
+def _starts(group: Any, first: int) -> Iterator[int]:
+    """The first leaf of each argument of a group, and the one behind the last."""
+    return it.accumulate((child.num_leaves for child in group.children()), initial=first)
+
+
 class Signature:
     """The static side of a call: what its structure alone says about arguments and places.
 
@@ -71,30 +93,24 @@ class Signature:
     compare alike. It is seldom asked of two that are not the same object.
     """
 
-    def __init__(self, treedef: Any, exact: Any = ()):
+    def __init__(self, treedef: Any, exact: Any, call: Any):
         self.treedef = treedef
         self.exact = exact
         self._hash = hash((treedef, exact))
-        self.layout: Layout = layout_of(treedef)
-        fn, args, kwargs = unflatten_frozen(treedef, range(treedef.num_leaves))
+        self.layout: Layout = layout_of(call)
+        fn, args, kwargs = call
         several = isinstance(fn, Several)
-        # For each callable its carrier, and how far down its key paths the carrier stands.
-        self._carriers = (
-            [(carrier_of(one), 2 + carrier_depth(one)) for one in fn.callables]
-            if several
-            else [(carrier_of(fn), 1 + carrier_depth(fn))]
-        )
+        self._carriers = [_Carrier(one, 2) for one in fn.callables] if several else [_Carrier(fn, 1)]
         self._several = several
         self.n_args = len(args)
-        self.keywords = tuple(kwargs)
-        self.has_carrier = not several and self._carriers[0][0] is not None
+        self.keywords = tuple(sorted(kwargs))
+        self.has_carrier = not several and self._carriers[0].root is not None
+        groups = treedef.children()
         #: How many leaves the callable has; they come first.
-        self.n_fn = treedef.children()[FN].num_leaves
-        #: For each positional argument, its first leaf.
-        arguments = treedef.children()[ARGS].children()
-        self.starts = tuple(
-            it.accumulate((argument.num_leaves for argument in arguments), initial=self.n_fn)
-        )
+        self.n_fn = groups[FN].num_leaves
+        #: For each positional argument, its first leaf; and for each keyword.
+        self.starts = tuple(_starts(groups[ARGS], self.n_fn))
+        self.keyword_starts = tuple(_starts(groups[KWARGS], self.starts[-1]))
         #: For each slot, the argument that it stands in: `(group, position or name)`.
         self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
         self.arguments_with_states = frozenset(self.argument_of_slot)
@@ -118,7 +134,7 @@ class Signature:
 
     def within(self, key_path: Sequence[Any]) -> tuple[Any, ...]:
         """The key path within its argument."""
-        return tuple(key_path[self._carrier(key_path)[1] if key_path[0].idx == FN else 2 :])
+        return tuple(key_path[self._carrier(key_path).depth if key_path[0].idx == FN else 2 :])
 
     def path(self, index: int) -> Path:
         """The path of a slot within its argument, for filters."""
@@ -130,14 +146,14 @@ class Signature:
         within = self.within(key_path)
         root: Any
         if group == FN:
-            carrier = self._carrier(key_path)[0]
+            carrier = self._carrier(key_path)
             filled = names.filled[which or 0]
-            if isinstance(carrier, Partial):
+            if carrier.is_partial:
                 return _place_in_partial(filled, within)
             inside = key_path[2 if self._several else 1 :]
             if filled and _is_argument_of_partial(inside):  # of a partial that is no carrier
                 return _place_in_partial(filled, inside)
-            root = root_name(carrier) if carrier is not None else "function"
+            root = carrier.root or "function"
         elif group == KWARGS:
             root = which
         else:
@@ -148,7 +164,7 @@ class Signature:
         """What code would call the tree that a slot stands in."""
         return self.place(self.layout.slots[index].key_path, names).partition(".")[0].partition("[")[0]
 
-    def _carrier(self, key_path: Sequence[Any]) -> tuple[Any, int]:
+    def _carrier(self, key_path: Sequence[Any]) -> _Carrier:
         return self._carriers[key_path[1].idx if self._several else 0]
 
 
@@ -173,13 +189,13 @@ class _Family:
         self._ambiguity = Ambiguity(treedef)
         self._signatures: dict[Any, Signature] = {}
 
-    def signature(self, treedef: Any) -> Signature:
+    def signature(self, treedef: Any, call: Any) -> Signature:
         exact = self._ambiguity.exact(treedef)
         found = self._signatures.get(exact)
         if found is None:
             if len(self._signatures) >= _MAX_EQUAL:
                 self._signatures.clear()
-            found = self._signatures[exact] = Signature(treedef, exact)
+            found = self._signatures[exact] = Signature(treedef, exact, _unpacked(call))
         return found
 
 
@@ -192,6 +208,12 @@ def _family_of(treedef: Any) -> _Family:
     return _Family(treedef)
 
 
-def signature_of(treedef: Any) -> Signature:
-    """The signature of a call's structure. Worked out once for each."""
-    return _family_of(treedef).signature(treedef)
+def signature_of(treedef: Any, call: Any) -> Signature:
+    """The signature of a call `(callable, args, kwargs)`. Worked out once for each structure."""
+    return _family_of(treedef).signature(treedef, call)
+
+
+def _unpacked(call: Any) -> Any:
+    # States are leaves here: to take one apart would compute what is deferred.
+    is_one = lambda x: type(x) is Packed or is_state(x)
+    return jtu.tree_map(lambda x: x.unpack() if type(x) is Packed else x, call, is_leaf=is_one)

@@ -95,7 +95,7 @@ class Lanes:
             leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start, anywhere)
         recording = self.mapped.recording(self.leaves)
         try:
-            run = run_body(self.signature.treedef, leaves, recording)
+            run = run_body(self.signature.layout, leaves, recording)
         except NameError as error:
             _say_who_names(error, self.mapped.described.fn)
             raise

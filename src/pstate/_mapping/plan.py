@@ -58,7 +58,7 @@ def plan_inputs(
     not have, sizes that disagree, and where there is nothing to take a size from; `BatchAxisError`
     for an axis that a rule gave to a state that does not have it.
     """
-    by_argument = spread_in_axes(signature, in_axes, described)
+    by_argument = spread_in_axes(signature, in_axes, described, leaves)
     inputs = [
         Input(axis, f"in_axes={axis}") if array else Input(None, "no array")
         for axis, array in zip(by_argument, is_array, strict=True)

@@ -1,25 +1,30 @@
 """`in_axes` and `out_axes`, prefixes of trees, spread over leaves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
 
 from .._calls.signature import Described, Signature
+from .._states.deferred import Deferred
 from .._trees.flattening import unflatten_frozen
 
 
-def spread_in_axes(signature: Signature, in_axes: Any, described: Described) -> list[int | None]:
+def spread_in_axes(
+    signature: Signature, in_axes: Any, described: Described, leaves: Sequence[Any]
+) -> list[int | None]:
     """The axis of each leaf, by `in_axes` alone. The callable's own leaves are broadcast."""
-    numbered = unflatten_frozen(signature.treedef, range(signature.treedef.num_leaves))
-    _, args, kwargs = numbered
-    result: list[int | None] = [None] * signature.treedef.num_leaves
+    # Only to be counted: a deferred leaf would be computed when its tree is taken apart.
+    known = [0 if type(leaf) is Deferred else leaf for leaf in leaves]
+    _, args, kwargs = unflatten_frozen(signature.treedef, known)
+    result: list[int | None] = [None] * len(leaves)
     by_position, by_name = _per_argument(signature, in_axes, described)
     for position, arg in enumerate(args):
         name = described.names[position] if position < len(described.names) else f"args[{position}]"
-        _spread_one(by_position[position], arg, name, result)
-    for name, arg in kwargs.items():
-        _spread_one(by_name.get(name, 0), arg, name, result)
+        _spread_one(by_position[position], arg, name, result, signature.starts[position])
+    for position, name in enumerate(signature.keywords):
+        start = signature.keyword_starts[position]
+        _spread_one(by_name.get(name, 0), kwargs[name], name, result, start)
     return result
 
 
@@ -64,9 +69,9 @@ def _is_axis(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
-def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None]) -> None:
+def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None], start: int) -> None:
     try:
-        _spread_prefix(spec, arg, result)
+        _spread_prefix(spec, arg, result, start)
     except TypeError as error:
         raise TypeError(
             f"The axes of `{name}` in in_axes are integers and None; {error}. Write "
@@ -88,7 +93,7 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     leaves, treedef = jtu.tree_flatten(out)
     result: list[int | None] = [None] * len(leaves)
     try:
-        _spread_prefix(out_axes, unflatten_frozen(treedef, range(len(leaves))), result)
+        _spread_prefix(out_axes, out, result, 0)
     except TypeError as error:
         raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
     except ValueError as error:
@@ -99,13 +104,16 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     return result
 
 
-def _spread_prefix(prefix: Any, numbered: Any, result: list[int | None]) -> None:
-    """Put the axes of a prefix into `result`, by the numbers that are the leaves of a tree."""
+def _spread_prefix(prefix: Any, tree: Any, result: list[int | None], start: int) -> None:
+    """Put the axes of a prefix into `result`, where the leaves of the tree stand from `start` on."""
+    position = start
 
     def assign(axis: Any, subtree: Any) -> None:
+        nonlocal position
         if axis is not None and not _is_axis(axis):
             raise TypeError(f"got {axis!r}")
-        for index in jtu.tree_leaves(subtree):
-            result[index] = axis
+        n = len(jtu.tree_leaves(subtree))
+        result[position : position + n] = [axis] * n
+        position += n
 
-    jtu.tree_map(assign, prefix, numbered, is_leaf=lambda x: x is None)
+    jtu.tree_map(assign, prefix, tree, is_leaf=lambda x: x is None)

@@ -1,6 +1,6 @@
 """Trees of states taken apart, and put together with live or with frozen states."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from .._states.cell import Recording
 from .._states.state import make_frozen, make_live
 from .._states.threads import Collected, local
+from .slots import Layout
 
 
 def collect(tree: Any) -> tuple[list[Any], Any, Collected]:
@@ -33,23 +34,17 @@ def _rebuilding(rebuild: Any) -> Iterator[None]:
         local.rebuild = outer
 
 
-def thaw(treedef: Any, leaves: Iterable[Any], recording: Recording) -> Any:
-    """Build a tree whose states are live in `recording`, in the order in which they are flattened."""
-
-    def live(cls: type, tag: tuple[str, ...], child: Any) -> Any:
-        return make_live(cls, recording, tuple(tag), child)
-
-    def live_but_for_data(cls: type, tag: tuple[str, ...], child: Any) -> Any:
-        assert recording.data is not None
-        is_data = recording.data(len(recording.cells)) is not None
-        state = make_live(cls, recording, tuple(tag), child)
-        if is_data:
-            state = make_frozen(cls, tuple(tag), child)
-        recording.frozen = (*recording.frozen, state if is_data else None)
-        return state
-
-    with _rebuilding(live if recording.data is None else live_but_for_data):
-        return treedef.unflatten(leaves)
+def thaw(layout: Layout, leaves: Sequence[Any], recording: Recording) -> Any:
+    """Build a tree whose states are live in `recording`, in the order of the layout."""
+    states = [make_live(slot.kind, recording, slot.tag, slot.value(leaves)) for slot in layout.slots]
+    if recording.data is not None:
+        is_data = [recording.data(slot.index) is not None for slot in layout.slots]
+        states = [
+            make_frozen(slot.kind, slot.tag, slot.value(leaves)) if data else state
+            for slot, state, data in zip(layout.slots, states, is_data, strict=True)
+        ]
+        recording.frozen = tuple(s if data else None for s, data in zip(states, is_data, strict=True))
+    return layout.build(states, leaves)
 
 
 def _rebuild_frozen(cls: type, tag: tuple[str, ...], child: Any) -> Any:

@@ -6,8 +6,8 @@ holds its leaves and its *form*, the structure. To JAX it is one node; functions
 tree itself.
 """
 
-import functools as ft
-from collections.abc import Iterable
+import itertools as it
+from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import jax.tree_util as jtu
@@ -22,7 +22,7 @@ from .aliases import find_aliases
 from .flattening import collect, unflatten_frozen
 from .leaves import LeafKinds, kinds_of
 from .recording import freeze
-from .slots import layout_of, root_name
+from .slots import layout_of, root_name, states_of
 from .structures import ambiguity_of
 
 
@@ -32,15 +32,16 @@ T = TypeVar("T")
 class Form:
     """The structure of a packed tree. `placeholders` are its states without values."""
 
-    __slots__ = ("_exact", "_hash", "placeholders", "treedef")
+    __slots__ = ("_exact", "_hash", "name", "placeholders", "treedef")
 
     is_exact = True
 
-    def __init__(self, treedef: Any, exact: Any):
+    def __init__(self, treedef: Any, exact: Any, tree: Any):
         self.treedef = treedef
+        self.name = type(tree).__name__
         self._exact = exact
         self._hash = hash((treedef, exact))
-        slots = layout_of(treedef).slots
+        slots = layout_of(tree).slots
         self.placeholders = tuple(make_frozen(slot.kind, slot.tag, None) for slot in slots)
 
     def __hash__(self) -> int:
@@ -55,9 +56,18 @@ class Form:
         return repr(self.treedef)
 
 
-@ft.lru_cache(maxsize=4096)
-def _form_of(treedef: Any, exact: Any) -> Form:
-    return Form(treedef, exact)
+_forms: dict[Any, Form] = {}
+_MAX_FORMS = 1024
+
+
+def _form_of(treedef: Any, tree: Any) -> Form:
+    """The form of a tree, one for each structure, so that forms are compared by identity."""
+    key = treedef, ambiguity_of(treedef).exact(treedef)
+    if key not in _forms:
+        if len(_forms) >= _MAX_FORMS:
+            _forms.clear()
+        _forms[key] = Form(*key, tree)
+    return _forms[key]
 
 
 @public
@@ -115,8 +125,7 @@ class Packed(Generic[T]):
 
     def __repr__(self) -> str:
         n_states, n_leaves = len(self.form.placeholders), len(self.leaves)
-        tree = unflatten_frozen(self.form.treedef, range(n_leaves))
-        return f"Packed({type(tree).__name__}, {n_states} states, {n_leaves} leaves)"
+        return f"Packed({self.form.name}, {n_states} states, {n_leaves} leaves)"
 
 
 _set_form = Packed.__dict__["form"].__set__
@@ -180,22 +189,28 @@ def pack(tree: T) -> Packed[T]:
     if isinstance(tree, Packed):
         return tree
     tree = freeze(tree)
-    leaves, treedef, states = collect(tree)
-    aliases = find_aliases(states)
+    leaves, treedef, _ = collect(tree)
+    aliases = find_aliases(states_of(tree))
     if aliases:
-        slots, root = layout_of(treedef).slots, root_name(tree)
+        slots, root = layout_of(tree).slots, root_name(tree)
         first, second = (to_place(root, slots[i].key_path) for i in aliases[0])
         raise AliasedStateError(
             f"`{first}` and `{second}` are one state object at two places, and a packed tree would have "
             "two of it. Give each place its own state, or share on purpose: "
             "eqx.nn.Shared(tree, where, get)."
         )
-    return Packed(_form_of(treedef, ambiguity_of(treedef).exact(treedef)), tuple(leaves))
+    return Packed(_form_of(treedef, tree), tuple(leaves))
 
 
-def n_states(collected: Any) -> int:
-    """How many states a thing stands for among the states of a call."""
-    return len(collected.form.placeholders) if type(collected) is Packed else 1
+def find_aliases_of_packed(collected: Sequence[Any]) -> tuple[tuple[int, int], ...]:
+    """Aliases among states and packed trees, by the indices of states.
+
+    A packed tree at two places is each of its states at two places.
+    """
+    counts = [len(x.form.placeholders) if type(x) is Packed else 1 for x in collected]
+    starts = list(it.accumulate(counts, initial=0))
+    pairs = find_aliases(collected)
+    return tuple((starts[a] + k, starts[b] + k) for a, b in pairs for k in range(counts[a]))
 
 
 def spread(collected: Iterable[Any]) -> list[Any]:

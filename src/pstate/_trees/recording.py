@@ -19,7 +19,7 @@ from ..filter import to_predicate
 from .aliases import find_aliases
 from .flattening import collect, thaw, unflatten_frozen
 from .guard import Guard
-from .slots import Layout, layout_of, root_name
+from .slots import layout_of, root_name, states_of
 
 
 T = TypeVar("T")
@@ -59,21 +59,19 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
 
     def __enter__(self) -> T:
         tree, root = self._tree, root_name(self._tree)
-        leaves, treedef, states = collect(tree)
-        if states.has_packed:
+        leaves, treedef, collected = collect(tree)
+        if collected.has_packed:
             tree = unflatten_frozen(treedef, leaves)
-            leaves, treedef, states = collect(tree)
-
-        def layout() -> Layout:
-            return layout_of(treedef)
+        layout, states = layout_of(tree), states_of(tree)
+        slots = layout.slots
 
         def place_of(index: int) -> str:
-            return to_place(root, layout().slots[index].key_path)
+            return to_place(root, slots[index].key_path)
 
         aliases = find_aliases(states)
         guard = Guard(
             place_of,
-            lambda index: to_path(layout().slots[index].key_path),
+            lambda index: to_path(slots[index].key_path),
             lambda index: states[index],
             aliases,
             self._writes,
@@ -87,7 +85,7 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
             aliases=aliases,
         )
         self._recordings.append(recording)
-        return thaw(treedef, leaves, recording)
+        return thaw(layout, leaves, recording)
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         self._recordings.pop().close(check=error is None)

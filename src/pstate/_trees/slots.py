@@ -1,8 +1,7 @@
 """The states of a tree structure, and which of its leaves are theirs.
 
 A *slot* is one state's place: its key path, its kind and tags, and the range of leaves that hold its
-value. A *layout* lists the slots of a structure, in the order in which flattening meets them. It
-depends on the structure alone and is worked out once for each.
+value. A *layout* lists the slots of a structure, in the order in which flattening meets them.
 """
 
 import dataclasses
@@ -13,8 +12,8 @@ from typing import Any
 import jax.tree_util as jtu
 
 from .._ground.paths import snake_case
+from .._states.showing import held
 from .._states.state import State, is_state, make_frozen
-from .flattening import unflatten_frozen
 
 
 #: The structure of a single leaf.
@@ -40,6 +39,8 @@ class Slot:
 
     def value(self, leaves: Sequence[Any]) -> Any:
         """The state's value, from the leaves of the whole tree."""
+        if self.is_leaf:
+            return leaves[self.start]
         return self.treedef.unflatten(leaves[self.start : self.stop])
 
     def empty(self) -> Any:
@@ -53,33 +54,55 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """The slots of a structure, and for each leaf its slot or `None`."""
+    """The slots of a structure, and for each leaf its slot or `None`.
+
+    `outer` is the structure down to the states, which are leaves of it. `items` says what these leaves
+    are: the index of a slot; or, behind all of those, of a leaf outside states.
+    """
 
     slots: tuple[Slot, ...]
     slot_of_leaf: tuple[Slot | None, ...]
     key_path_of_leaf: tuple[tuple[Any, ...], ...]
+    outer: Any
+    items: tuple[int, ...]
+
+    def build(self, states: Sequence[Any], leaves: Sequence[Any]) -> Any:
+        """The tree of these states, which are put in as they are, and of the leaves outside states."""
+        pool = [*states, *leaves]
+        return self.outer.unflatten([pool[item] for item in self.items])
 
 
-@ft.lru_cache(maxsize=4096)
-def layout_of(treedef: Any) -> Layout:
-    """The layout of a tree structure."""
-    numbered = unflatten_frozen(treedef, range(treedef.num_leaves))
+def layout_of(tree: Any) -> Layout:
+    """The layout of the structure of a tree.
+
+    It is read off a tree and not off its structure, since nodes may look at what their children are: one
+    that keeps arrays apart from the rest has other leaves where there are no arrays.
+    """
+    flat, outer = jtu.tree_flatten_with_path(tree, is_leaf=is_state)
+    n_slots = sum(isinstance(item, State) for _, item in flat)
     slots: list[Slot] = []
+    items: list[int] = []
     slot_of_leaf: list[Slot | None] = []
     key_paths: list[tuple[Any, ...]] = []
-    for key_path, item in jtu.tree_flatten_with_path(numbered, is_leaf=is_state)[0]:
+    for key_path, item in flat:
+        start = len(slot_of_leaf)
         if not isinstance(item, State):
+            items.append(n_slots + start)
             slot_of_leaf.append(None)
             key_paths.append(key_path)
             continue
-        inner, child_treedef = jtu.tree_flatten_with_path(item._peek())
-        start = len(slot_of_leaf)
-        stop = start + len(inner)
-        slot = Slot(len(slots), key_path, type(item), item.tag, start, stop, child_treedef)
+        inner, child_treedef = jtu.tree_flatten_with_path(held(item))
+        slot = Slot(len(slots), key_path, type(item), item.tag, start, start + len(inner), child_treedef)
+        items.append(len(slots))
         slots.append(slot)
         slot_of_leaf += [slot] * len(inner)
         key_paths += [(*key_path, *inner_path) for inner_path, _ in inner]
-    return Layout(tuple(slots), tuple(slot_of_leaf), tuple(key_paths))
+    return Layout(tuple(slots), tuple(slot_of_leaf), tuple(key_paths), outer, tuple(items))
+
+
+def states_of(tree: Any) -> list[State]:
+    """The states of a tree, in the order of its slots."""
+    return [item for item in jtu.tree_leaves(tree, is_leaf=is_state) if isinstance(item, State)]
 
 
 def root_name(tree: Any) -> str:

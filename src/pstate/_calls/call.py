@@ -6,7 +6,7 @@ call apart, here; run something on the leaves that says which states were writte
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -115,8 +115,11 @@ class Call:
 
     def place(self, index: int) -> str:
         """A slot as code, `counter.layers[0].count`."""
-        signature = self.signature
-        return signature.place(signature.layout.slots[index].key_path, self.names)
+        return self.place_of(self.signature.layout.slots[index].key_path)
+
+    def place_of(self, key_path: Sequence[Any]) -> str:
+        """A key path of the call as code."""
+        return self.signature.place(key_path, self.names)
 
     def guard(self, writes: Any = ...) -> Guard:
         """What recordings of this call refuse."""
@@ -133,7 +136,7 @@ class Call:
         for leaf, key_path in zip(self.leaves, self.signature.layout.key_path_of_leaf, strict=True):
             is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
             if is_array and leaf.is_deleted():
-                place = self.signature.place(key_path, self.names)
+                place = self.place_of(key_path)
                 raise StateError(
                     f"`{place}` was donated to an earlier call and its buffer is gone, so "
                     f"{fn_code()} cannot read it. Go on with the tree that the earlier call gave back, "

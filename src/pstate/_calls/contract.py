@@ -11,6 +11,7 @@ from .._ground.errors import FrozenStateError
 from .._ground.typing import Filter
 from .._trees.guard import Guard
 from .call import Call
+from .edits import Edit, refuse_edit
 from .signature import ARGS, FN, KWARGS
 
 
@@ -74,6 +75,12 @@ class Contract:
             return
         for index in writes:
             self.check(index)
+
+    def refuse_edits(self, edited: Collection[Edit], fn: str) -> None:
+        """Raise if an argument that is given back was edited in place."""
+        for edit in edited:
+            if edit[0] in self.arguments:
+                refuse_edit(edit, self._call.place_of, fn)
 
     @ft.cached_property
     def _guard(self) -> Guard:

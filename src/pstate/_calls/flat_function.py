@@ -51,8 +51,11 @@ class FlatFunction:
 
     def place(self, index: int) -> str:
         """A slot as code, `counter.layers[0].count`."""
-        signature = self.signature
-        return signature.place(signature.layout.slots[index].key_path, self.described.names)
+        return self.place_of(self.signature.layout.slots[index].key_path)
+
+    def place_of(self, key_path: Sequence[Any]) -> str:
+        """A key path of the call as code."""
+        return self.signature.place(key_path, self.described.names)
 
     def recording(
         self,
@@ -90,7 +93,7 @@ class FlatFunction:
 
     def run(self, leaves: Sequence[Any]) -> Run:
         """Run the function on all leaves of a call."""
-        return run_body(self.signature.layout, leaves, self.recording(leaves))
+        return run_body(self.signature, leaves, self.recording(leaves), self.place_of)
 
 
 def flat_function_of(

@@ -25,7 +25,7 @@ class Lifted(Transform):
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         note, (out, writes) = self._run_computed(call, contract)
-        self._refuse_echo(call, note.echoed, contract)
+        self._refuse(call, note, contract)
         _settle(call, note.reads, writes)
         return out, writes
 

@@ -18,6 +18,7 @@ import jax.tree_util as jtu
 from .._ground.paths import to_place
 from .._trees.leaves import operand_mask
 from .._trees.slots import LEAF
+from .edits import Edit
 from .running import Echo, Run, Writes
 
 
@@ -50,6 +51,7 @@ class Note:
     writes: list[WriteNote]
     echoed: tuple[Echo, ...]
     reads: frozenset[int]
+    edited: tuple[Edit, ...]
 
     def result(self, arrays: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, Writes]:
         """The output and the writes."""
@@ -96,7 +98,7 @@ def taken_apart(run: Run, operands: Sequence[Any] = ()) -> tuple[list[Any], Note
         new, structure = jtu.tree_flatten(value)
         arrays += new
         notes.append(write_note(index, structure, len(new)))
-    return arrays, Note(treedef, out_leaves, notes, run.echoed, run.reads)
+    return arrays, Note(treedef, out_leaves, notes, run.echoed, run.reads, run.edited)
 
 
 def refuse_tracers(out: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> None:

@@ -67,10 +67,11 @@ class Pure(Transform):
             aliases=call.aliases,
         )
         try:
-            run = run_body(call.signature.layout, call.leaves, recording)
+            run = run_body(call.signature, call.leaves, recording, call.place_of)
         except (RuntimeError, ValueError):
             call.refuse_deleted(self._code)
             raise
+        contract.refuse_edits(run.edited, recording.title)
         refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))
         return run.out, run.writes
 

@@ -12,8 +12,9 @@ from .._states.state import State, is_state
 from .._trees.aliases import find_aliases
 from .._trees.flattening import collect, thaw
 from .._trees.recording import freeze
-from .._trees.slots import Layout, states_of
-from .signature import bare
+from .._trees.slots import states_of
+from .edits import Edit, Snapshot, refuse_edit
+from .signature import FN, Signature, bare
 
 
 #: What a run wrote: the new value of each written state, by slot index.
@@ -28,7 +29,9 @@ class Run:
     """What one run of the body gave.
 
     `out` has frozen states. `writes` and `reads` are by slot index. `echoed` pairs each slot that also
-    stands in the output with its place there, which is an error wherever the slot is threaded.
+    stands in the output with its place there, which is an error wherever the slot is threaded. `edited`
+    has the containers of arguments without states that were edited in place, which is an error where the
+    argument is given back.
     """
 
     out: Any
@@ -36,6 +39,7 @@ class Run:
     reads: frozenset[int]
     echoed: tuple[Echo, ...]
     aliased_out: tuple[str, str] | None
+    edited: tuple[Edit, ...] = ()
 
 
 def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -43,16 +47,25 @@ def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def run_body(
-    layout: Layout, leaves: Sequence[Any], recording: Recording, call: Callable[..., Any] = _call
+    signature: Signature,
+    leaves: Sequence[Any],
+    recording: Recording,
+    place: Callable[[Sequence[Any]], str],
+    call: Callable[..., Any] = _call,
 ) -> Run:
     """Run the function of a call on leaves, with live states.
 
-    `call` takes `(fn, args, kwargs)` and calls, in some way, the function. The recording is closed when
-    this returns or raises.
+    `place` gives a key path of the call as code. `call` takes `(fn, args, kwargs)` and calls, in some
+    way, the function. The recording is closed when this returns or raises.
+
+    **Raises:** `FrozenStateError` for a container that was edited in place, in an argument with states.
     """
     ok = False
     try:
-        out = call(*thaw(layout, leaves, recording))
+        arguments = thaw(signature.layout, leaves, recording)
+        snapshot = Snapshot(arguments) if signature.has_containers else None
+        out = call(*arguments)
+        edited = () if snapshot is None else _edits(snapshot, signature, recording, place)
         ok = True
     finally:
         cells = recording.cells
@@ -60,9 +73,28 @@ def run_body(
     writes = {cell.index: cell.value for cell in cells if cell.written}
     reads = frozenset(cell.index for cell in cells if cell.read)
     if not collect(out)[2]:
-        return Run(out, writes, reads, (), None)
+        return Run(out, writes, reads, (), None, edited)
     states = states_of(out)  # packed trees are frozen, and their states stand at no place by themselves
-    return Run(freeze(out), writes, reads, _echoed(out, states, recording), _aliased(out, states))
+    echoed, aliased = _echoed(out, states, recording), _aliased(out, states)
+    return Run(freeze(out), writes, reads, echoed, aliased, edited)
+
+
+def _edits(
+    snapshot: Snapshot,
+    signature: Signature,
+    recording: Recording,
+    place: Callable[[Sequence[Any]], str],
+) -> tuple[Edit, ...]:
+    """The containers that were edited in place, where nobody loses anything by it."""
+    edited = tuple(snapshot.edits(signature.argument))
+    if not edited:
+        return ()
+    data = recording.data or (lambda index: None)
+    live = {a for i, a in enumerate(signature.argument_of_slot) if data(i) is None}
+    for edit in edited:
+        if edit[0] in live or (edit[0][0] == FN and signature.has_carrier):
+            refuse_edit(edit, place, recording.title)
+    return edited
 
 
 def _echoed(out: Any, states: Sequence[State], recording: Recording) -> tuple[Echo, ...]:

@@ -20,6 +20,7 @@ from .._trees.packed import Packed
 from .._trees.slots import Layout, layout_of, root_name
 from .._trees.structures import Ambiguity
 from .callables import Partial, Several, carrier_depth, carrier_of
+from .edits import Snapshot
 from .naming import Names
 
 
@@ -114,6 +115,8 @@ class Signature:
         #: For each slot, the argument that it stands in: `(group, position or name)`.
         self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
         self.arguments_with_states = frozenset(self.argument_of_slot)
+        #: Whether there are lists, dicts and the like, which the function could edit in place.
+        self.has_containers = bool(Snapshot(call))
 
     def __hash__(self) -> int:
         return self._hash

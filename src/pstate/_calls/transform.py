@@ -5,7 +5,7 @@ it is *taken apart*, *run*, and what was written is *given back*: by `pure`, whi
 it, or else into the live states that came in.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax.tree_util as jtu
@@ -15,7 +15,8 @@ from .callables import Method, Wrapper, anchor_of, as_tree, as_users
 from .contract import Contract
 from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
-from .running import Echo, Writes
+from .notes import Note
+from .running import Run, Writes
 
 
 _set = object.__setattr__
@@ -105,12 +106,14 @@ class Transform(Wrapper):
         """`(out, packed)` where a call whose argument 0 is packed has a shorter way; else `None`."""
         return None
 
-    def _refuse_echo(self, call: Call, echoed: Collection[Echo], contract: Contract | None) -> None:
-        """Raise where a state that somebody gives back also stands in the output."""
-        if echoed:
+    def _refuse(self, call: Call, found: Note | Run, contract: Contract | None) -> None:
+        """Raise where a state that somebody gives back also stands in the output; and for lost edits."""
+        if found.edited and contract is not None:
+            contract.refuse_edits(found.edited, self._code())
+        if found.echoed:
             given = contract is not None
-            refused = [e for e in echoed if given or call.states[e[0]]._cell is not None]
-            refuse_echo(call, refused, lambda index: self._line(call, index))
+            echoed = [e for e in found.echoed if given or call.states[e[0]]._cell is not None]
+            refuse_echo(call, echoed, lambda index: self._line(call, index))
 
     # What it is called --------------------------------------------------------------------------
 

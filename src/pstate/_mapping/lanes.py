@@ -95,7 +95,7 @@ class Lanes:
             leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start, anywhere)
         recording = self.mapped.recording(self.leaves)
         try:
-            run = run_body(self.signature.layout, leaves, recording)
+            run = run_body(self.signature, leaves, recording, self.mapped.place_of)
         except NameError as error:
             _say_who_names(error, self.mapped.described.fn)
             raise
@@ -130,6 +130,7 @@ class Lanes:
             [write_note(w.index, w.treedef, len(w.leaves) or int(w.kept)) for w in outputs.written],
             run.echoed,
             run.reads,
+            run.edited,
             frozenset(w.index for w in outputs.written if w.soft),
             rows,
             outputs.problems,

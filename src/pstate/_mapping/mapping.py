@@ -184,7 +184,7 @@ class StatefulMapping(Compiled):
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         arrays, meta = self._run_lanes(call, contract)
         out, writes = meta.result(arrays)
-        self._refuse_echo(call, meta.echoed, contract)
+        self._refuse(call, meta, contract)
         idle = _idle_writes(call, meta, contract)
         return out, {i: v for i, v in writes.items() if i not in idle} if idle else writes
 
@@ -208,7 +208,7 @@ class StatefulMapping(Compiled):
     def _check(self, call: Call, meta: Meta, contract: Contract | None) -> None:
         """Refuse what would be refused after the call, when buffers are gone."""
         if self.options.donates:
-            self._refuse_echo(call, meta.echoed, contract)
+            self._refuse(call, meta, contract)
             idle = _idle_writes(call, meta, contract)
             writes = [index for index, _, _ in meta.writes if index not in idle]
             check_writes(call, contract, writes, lambda index: self._line(call, index))
@@ -301,7 +301,7 @@ class Lane(Transform):
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         run = run_lane(self.fun._program(call), call.leaves, self.index)
         if contract is not None:
-            self._refuse_echo(call, run.echoed, contract)
+            self._refuse(call, run, contract)
         return run.out, run.writes
 
     def _maker(self) -> Callable[[Any], Any]:

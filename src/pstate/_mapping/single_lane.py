@@ -32,7 +32,7 @@ def run_lane(program: MappedFunction, leaves: Sequence[Any], index: int) -> Run:
         else:
             axis = given.axis % len(leaf.shape)
             own.append(leaf[(slice(None),) * axis + (index,)])
-    return run_body(program.signature.layout, own, program.recording(leaves))
+    return run_body(program.signature, own, program.recording(leaves), program.place_of)
 
 
 def _key(program: MappedFunction, key: Any, n: int, index: int, leaf: int) -> Deferred:

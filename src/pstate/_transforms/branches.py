@@ -96,7 +96,7 @@ class _Choosing:
         self.held.put(own, body.signature.layout.slots, values)
         recording = body.recording(own, body.aliases_within(which))
         call = lambda fn, args, kwargs: fn.callables[which](*args[1:])
-        run = run_body(body.signature.layout, own, recording, call)
+        run = run_body(body.signature, own, recording, body.place_of, call)
         leaves, treedef = jtu.tree_flatten(run.out)
         is_array = arrays_of(run.out, leaves)
         newest = self.held.newest(run, own)

@@ -20,7 +20,7 @@ from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
-from .._calls.running import Run, Writes
+from .._calls.running import Writes
 from .._calls.transform import code_of
 from ..filter import Trainable
 from .statements import Statement, callable_code, shown_arguments
@@ -67,7 +67,7 @@ class Derivative(Lifted):
         def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
             run = body.run(wrt.put(leaves, chosen))
             out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
-            return out, taken_apart(Run(aux, run.writes, run.reads, run.echoed, run.aliased_out))
+            return out, taken_apart(dataclasses.replace(run, out=aux))
 
         result, (arrays, note) = self._differentiate(function, wrt.chosen(leaves), wrt)
         aux, writes = note.result(arrays)

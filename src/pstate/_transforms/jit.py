@@ -144,7 +144,7 @@ class Jit(Compiled, Lifted):
 
     def _check(self, call: Call, note: Note, contract: Contract | None) -> None:
         """Refuse what would be refused after the call, when buffers are gone."""
-        self._refuse_echo(call, note.echoed, contract)
+        self._refuse(call, note, contract)
         writes = [index for index, _, _ in note.writes]
         check_writes(call, contract, writes, lambda index: self._line(call, index))
 
@@ -182,7 +182,7 @@ class Jit(Compiled, Lifted):
         if plan is not None:
             return plan.result(packed, arrays, operands)
         call = self._take_apart(args, kwargs)
-        self._refuse_echo(call, note.echoed, Contract(call, (0,), ...))
+        self._refuse(call, note, Contract(call, (0,), ...))
         out, writes = note.result(arrays, operands)
         return out, updated(call, 0, writes)
 

@@ -135,7 +135,7 @@ class _Running:
             n = self.length - 1
             self.bar.step(n - count if self.options.reverse else count)
         data = data_of(self.body) if self.options.has_carry else None
-        run = run_body(self.body.signature.layout, own, self.body.recording(own, data=data))
+        run = run_body(self.body.signature, own, self.body.recording(own, data=data), self.body.place_of)
         refuse_changed_states(self.body, self.held, run, self.leaves)
         carry, y = self._carry_and_y(run.out)
         y_leaves, y_treedef = jtu.tree_flatten(y)

@@ -86,7 +86,7 @@ class _Running:
         body, own = self.body, self._own(loop)
         recording = body.recording(own, body.aliases_within(which), refuse, data_of(body))
         call = lambda fn, args, kwargs: fn.callables[which](*args)
-        run = run_body(body.signature.layout, own, recording, call)
+        run = run_body(body.signature, own, recording, body.place_of, call)
         self.reads |= {self.held.representative.get(i, i) for i in run.reads}
         return run
 

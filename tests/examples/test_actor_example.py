@@ -20,7 +20,7 @@ from matplotlib.image import imread
 import pstate as ps
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 UPDATES, ENVIRONMENTS = 50, 24
 
 

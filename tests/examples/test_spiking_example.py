@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import pstate as ps
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DRAWS, TRIALS, MILLISECONDS = 3, 4, 300
 DRAW, TRIAL, SHORT = 1, 2, 30  # what is simulated by hand, and for how many milliseconds
 

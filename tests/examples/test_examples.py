@@ -17,7 +17,7 @@ from matplotlib.image import imread
 import pstate as ps
 
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS, MEMBERS = 60, 3
 
 

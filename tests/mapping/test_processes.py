@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pstate as ps
-from process_worker import step
+from mapping.process_worker import step
 
 
 WORKER = Path(__file__).with_name("process_worker.py")

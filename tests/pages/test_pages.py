@@ -29,13 +29,10 @@ from typing import Any
 import pytest
 
 import pstate as ps
-from pstate import _errors
+from pages.repository import DOCS, MODULES, ROOT, parsed
+from pstate._ground import errors as _errors
 
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-SOURCE = ROOT / "src" / "pstate"
-MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 WIDTH = 100
 
@@ -175,11 +172,6 @@ def test_blocks_are_told_apart(tmp_path: Path):
         blocks(page)
 
 
-def parsed(name: str) -> ast.Module:
-    """A file of the package."""
-    return ast.parse((SOURCE / name).read_text())
-
-
 # What pages say -------------------------------------------------------------------------------------
 
 
@@ -232,12 +224,12 @@ def test_names_exist(page: Path):
 
 
 def test_every_error_has_its_section():
-    """docs/errors.md has a section per class of `_errors.py`, and its message where one is given."""
+    """docs/errors.md has a section per class of `_ground/errors.py`, and its message if one is given."""
     sections = re.split(r"^## ", (DOCS / "errors.md").read_text(), flags=re.MULTILINE)[1:]
     by_name = {section.partition("\n")[0].strip("`"): section for section in sections}
     classes = [c for c in vars(_errors).values() if inspect.isclass(c)]
     assert set(by_name) == {cls.__name__ for cls in classes}
-    trees = [parsed(name) for name in MODULES if name != "_errors.py"]
+    trees = [parsed(name) for name in MODULES if name != "_ground/errors.py"]
     used = {n.id for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Name)}
     for cls in classes:
         what = "warns" if issubclass(cls, Warning) else "raises"
@@ -326,73 +318,3 @@ def test_every_name_is_documented(name: str):
             has_doc = inspect.isroutine(value) or isinstance(value, property)
             if has_doc and not attribute.startswith("_"):
                 assert value.__doc__, f"{name}.{attribute}"
-
-
-# The floors -----------------------------------------------------------------------------------------
-
-
-def floors() -> dict[str, int]:
-    """The floor of each file, from the table of docs/contributing.md."""
-    return {name: floor for floor, name in rows()}
-
-
-def rows() -> list[tuple[int, str]]:
-    """Floors and files, as the table has them."""
-    found = re.findall(r"^\| F(\d+) \| (.*?) \|", (DOCS / "contributing.md").read_text(), re.MULTILINE)
-    return [
-        (int(floor), name) for floor, names in found for name in re.findall(r"`([\w/]+\.py)`", names)
-    ]
-
-
-def absolute_imports(tree: ast.AST) -> set[str]:
-    """The modules, and names in modules, that a file imports from elsewhere."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def relative_imports(name: str) -> set[str]:
-    """The files of the package that a file imports."""
-    found: set[Path] = set()
-    for node in ast.walk(parsed(name)):
-        if isinstance(node, ast.ImportFrom) and node.level > 0:
-            folder = (SOURCE / name).parents[node.level - 1]
-            modules = [node.module] if node.module else [alias.name for alias in node.names]
-            found |= {folder.joinpath(*module.split(".")) for module in modules}
-    files = {path / "__init__.py" if path.is_dir() else path.with_suffix(".py") for path in found}
-    return {path.relative_to(SOURCE).as_posix() for path in files}
-
-
-def test_every_file_has_a_floor():
-    """The table of floors has the files of the package, each once and no others."""
-    assert sorted(name for _, name in rows()) == MODULES
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_go_down(name: str):
-    """A file imports, relatively, from lower floors only; so there are no cycles."""
-    assert not any(module.split(".")[0] == "pstate" for module in absolute_imports(parsed(name)))
-    own = floors()[name]
-    assert [below for below in relative_imports(name) if floors()[below] >= own] == []
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_stand_at_the_top(name: str):
-    """No function imports anything."""
-    for node in ast.walk(parsed(name)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            assert not any(isinstance(n, ast.Import | ast.ImportFrom) for n in ast.walk(node))
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_public_jax_only(name: str):
-    """No file uses JAX's private modules, neither imported nor reached through an attribute."""
-    tree = parsed(name)
-    used = absolute_imports(tree) | {
-        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-    }
-    assert [u for u in used if re.match(r"jax(\.\w+)*\.(_(?!_)\w+|interpreters)\b", u)] == []

@@ -1,8 +1,5 @@
-"""`nn.Module`, `init_all_states`, and new states made for all lanes at once."""
+"""New states made for all lanes at once."""
 
-import re
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -10,22 +7,10 @@ import numpy as np
 import pytest
 
 import pstate as ps
+from nn.modules import Linear, Plain, runs
 
 
 BOTH = pytest.mark.parametrize("new_states", [ps.vmap2_new_states, ps.pmap2_new_states])
-runs: list[str] = []
-
-
-class Linear(ps.nn.Module):
-    """Declared empty states, one filled and one assigned."""
-
-    weight: ps.ParamState = ps.ParamState()
-    counter: ps.ShortTermState = ps.ShortTermState()
-
-    def init_state(self, size):
-        runs.append("Linear")
-        self.weight = ps.ParamState(jnp.ones(size))
-        self.counter.value = 0
 
 
 class Mixed(ps.nn.Module):
@@ -35,82 +20,6 @@ class Mixed(ps.nn.Module):
     def init_state(self):
         self.batched.value = 0
         self.shared.value = jnp.array([1, 2, 3])
-
-
-class Plain(eqx.Module):
-    """Not a module of pstate, and takes part all the same."""
-
-    bias: ps.ParamState
-
-    def init_state(self, rng):
-        runs.append("Plain")
-        self.bias.value = rng.normal(size=2)
-
-
-class Net(ps.nn.Module):
-    layers: list
-    named: dict
-    scale: ps.State = ps.State()
-
-    def init_state(self, gain=2.0):
-        runs.append("Net")
-        # Children are filled before.
-        self.scale.value = self.layers[0].weight.value.sum() * gain
-
-
-def net() -> Net:
-    return Net([Linear(), Linear()], {"plain": Plain(ps.ParamState())})
-
-
-def test_init_all_states():
-    """Children go first, through lists and dicts, and each gets the keywords it names."""
-    runs.clear()
-    before = net()
-    after = before.init_all_states(size=3, rng=ps.RandomState(0))
-    assert runs == ["Linear", "Linear", "Plain", "Net"]
-    assert after.layers[1].weight.value.shape == (3,)
-    assert after.scale.value.item() == 6.0
-    assert jax.tree.leaves(before) == []
-    assert ps.nn.init_all_states(before.layers[0], size=2).weight.value.shape == (2,)
-
-
-def test_declared_states_beside_an_init():
-    """A state declared on the class is part of the tree also where `__init__` does not mention it."""
-
-    class Own(ps.nn.Module):
-        weight: ps.ParamState
-        hidden: ps.HiddenState = ps.HiddenState()
-
-        def __init__(self):
-            self.weight = ps.ParamState(jnp.ones(2))
-
-        def init_state(self):
-            self.hidden.value = jnp.zeros(3)
-
-    assert Own().init_all_states().hidden.value.shape == (3,)
-
-
-def test_keywords_that_do_not_fit():
-    """A keyword that nobody names, or that is missing, is named with the module's path."""
-    with pytest.raises(
-        TypeError, match=re.escape("`net.layers[0].init_state` needs the keyword 'size'")
-    ):
-        net().init_all_states(rng=ps.RandomState(0))
-    with pytest.raises(TypeError, match="No `init_state` in `net` names the keyword 'sise'"):
-        net().init_all_states(size=3, rng=ps.RandomState(0), sise=1)
-
-
-def test_fields_are_assigned_in_init_state_only():
-    """A module is immutable but for its declared fields while it is initialised."""
-    with pytest.raises(ps.FrozenStateError, match=r"`Linear\.weight` was assigned outside init_state"):
-        Linear().weight = ps.ParamState(1.0)
-
-    class Undeclared(ps.nn.Module):
-        def init_state(self):
-            self.other = ps.State(1.0)
-
-    with pytest.raises(ps.FrozenStateError, match=r"`Undeclared\.other`"):
-        Undeclared().init_all_states()
 
 
 @BOTH
@@ -224,19 +133,3 @@ def test_nested():
     made, _ = ps.pure(ps.vmap2(outer))(ps.RandomState(jr.split(jr.key(0), 2)))
     assert made.bias.value.shape == (2, 3, 2)
     assert len(np.unique(made.bias.value)) == 12
-
-
-def test_dropout():
-    """Dropout draws in training only, scales what it keeps, and obeys Equinox's inference mode."""
-    dropout = ps.nn.Dropout(0.25, key=1)
-    x = jnp.ones(1000)
-    y, advanced = ps.pure(dropout)(x)
-    assert {*np.unique(y)} == {0.0, np.float32(1 / 0.75)}
-    assert abs(float((y == 0).mean()) - 0.25) < 0.05
-    again, _ = ps.pure(advanced)(x)
-    assert not np.array_equal(y, again)
-    assert eqx.nn.inference_mode(dropout)(x) is x
-    rows, _ = ps.pure(ps.vmap2(dropout))(jnp.ones((3, 50)))
-    assert len({tuple(row.tolist()) for row in rows}) == 3
-    with pytest.raises(ValueError, match=r"p is a probability, from 0 to 1; got 2"):
-        ps.nn.Dropout(2.0)

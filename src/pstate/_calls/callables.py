@@ -19,7 +19,7 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from .._ground.values import is_leaf
-from .._trees.flattening import collect
+from .._trees.slots import states_of
 
 
 class Wrapper:
@@ -182,8 +182,7 @@ def carrier_depth(fn: Any) -> int:
 
 
 def _holds_states(tree: Any) -> bool:
-    _, _, states = collect(tree)
-    return bool(states)
+    return bool(states_of(tree))
 
 
 def anchor_of(fn: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from .._states.deferred import Deferred
-from .._states.threads import local
+from .._states.threads import local, threading_states
 from .call import Call
 from .contract import Contract
 from .notes import Note
@@ -24,7 +24,8 @@ class Lifted(Transform):
     __slots__ = ()
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
-        note, (out, writes) = self._run_computed(call, contract)
+        with threading_states(call):
+            note, (out, writes) = self._run_computed(call, contract)
         self._refuse(call, note, contract)
         _settle(call, note.reads, writes)
         return out, writes

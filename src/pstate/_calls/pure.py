@@ -12,6 +12,7 @@ from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._ground.typing import Filter
 from .._states.cell import Recording
+from .._states.threads import threading_states
 from .._trees.packed import Packed
 from ..filter import to_predicate
 from .call import Call
@@ -67,13 +68,25 @@ class Pure(Transform):
             aliases=call.aliases,
         )
         try:
-            run = run_body(call.signature, call.leaves, recording, call.place_of)
+            # What is read by closure here is the tree from before: a value, and no part of the call.
+            with threading_states(_NOTHING):
+                run = run_body(call.signature, call.leaves, recording, call.place_of)
         except (RuntimeError, ValueError):
             call.refuse_deleted(self._code)
             raise
         contract.refuse_edits(run.edited, recording.title)
         refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))
         return run.out, run.writes
+
+
+class _Nothing:
+    """A call that threads nothing."""
+
+    states = ()
+    signature = None
+
+
+_NOTHING = _Nothing()
 
 
 @public

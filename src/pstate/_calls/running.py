@@ -1,14 +1,16 @@
 """Running the function of a call with live states, and what that gives."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
 
+from .._ground.errors import CapturedStateError
 from .._ground.paths import to_place
 from .._states.cell import Recording
 from .._states.state import State, is_state
+from .._states.threads import local
 from .._trees.aliases import find_aliases
 from .._trees.flattening import collect, thaw
 from .._trees.recording import freeze
@@ -71,12 +73,31 @@ def run_body(
         cells = recording.cells
         recording.close(check=ok)
     writes = {cell.index: cell.value for cell in cells if cell.written}
+    _refuse_stale(signature, writes, recording)
     reads = frozenset(cell.index for cell in cells if cell.read)
     if not collect(out)[2]:
         return Run(out, writes, reads, (), None, edited)
     states = states_of(out)  # packed trees are frozen, and their states stand at no place by themselves
     echoed, aliased = _echoed(out, states, recording), _aliased(out, states)
     return Run(freeze(out), writes, reads, echoed, aliased, edited)
+
+
+def _refuse_stale(signature: Signature, writes: Collection[int], recording: Recording) -> None:
+    """Raise where a state that the call threads was read by closure, and is written."""
+    running = local.threaded[-1] if local.threaded else None
+    if running is None or running.call.signature != signature:
+        return
+    index = running.stale(writes)
+    if index is not None:
+        place = recording.place_of(index)
+        root = signature.root(index, running.call.names)
+        kind = signature.layout.slots[index].kind.__name__
+        raise CapturedStateError(
+            f"`{place}` ({kind}) is written by a function of {recording.title}, and was also read "
+            f"through a closure: from the `{root}` outside, which has the value from before and goes "
+            f"stale. Read it from the `{root}` that the function gets; a function that gets none is "
+            f"bound to it: ft.partial(f, {root})."
+        )
 
 
 def _edits(

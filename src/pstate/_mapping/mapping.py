@@ -26,6 +26,7 @@ from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled, aval
 from .._programs.entry import Entry
 from .._states.deferred import Deferred
+from .._states.threads import threading_states
 from .device_entry import DeviceEntry
 from .explaining import Explanation, notes_of
 from .lanes import Meta
@@ -182,7 +183,8 @@ class StatefulMapping(Compiled):
         return args, kwargs
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
-        arrays, meta = self._run_lanes(call, contract)
+        with threading_states(call):
+            arrays, meta = self._run_lanes(call, contract)
         out, writes = meta.result(arrays)
         self._refuse(call, meta, contract)
         idle = _idle_writes(call, meta, contract)

@@ -26,7 +26,7 @@ from .deferred import Deferred
 from .forgotten_value import ForgottenValue
 from .messages import empty_message, frozen_message, kind_code
 from .showing import doc_of, text_of, treescope_of
-from .threads import local, watch_read
+from .threads import local, note_read, watch_read
 
 
 V = TypeVar("V")
@@ -102,6 +102,8 @@ class State(ForgottenValue, Generic[V]):
         other than the recording's.
         """
         cell = self._cell
+        if local.threaded:
+            note_read(self)
         if cell is None:
             value = self._peek()
             if local.watch is not None:
@@ -237,10 +239,12 @@ def make_live(cls: type, recording: Recording, tag: tuple[str, ...], child: Any)
 
 
 def _flatten(state: State) -> tuple[tuple[Any], tuple[str, ...]]:
-    # Equinox takes modules apart wherever it binds a method, so that this is no read: a deferred key is
-    # looked at, and still counts as not drawn from.
+    # Equinox takes modules apart wherever it binds a method: a deferred key is looked at, and still
+    # counts as not drawn from. But leaves of a state that did not come in by the arguments are read.
     cell = state._cell
     collected = local.collected
+    if local.threaded:
+        note_read(state)
     if collected is not None:
         # Whoever collects takes deferred values as they are and keeps them deferred.
         collected.append(state)
@@ -248,6 +252,9 @@ def _flatten(state: State) -> tuple[tuple[Any], tuple[str, ...]]:
     child = state._child if cell is None else cell.value
     if type(child) is Deferred:
         child = child.value()
+    watch = local.watch
+    if watch is not None and (cell is None or cell.recording.watch is not watch):
+        watch_read(state, child)
     return (child,), state._tag if cell is None else cell.link
 
 
@@ -264,6 +271,8 @@ def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
     state = _new(cls)
     _set_child(state, child)
     _set_tag(state, tag)
+    if local.watch is not None:
+        local.watch.born.add(state)  # its leaves were taken from somewhere, and that was watched
     if type(tag) is tuple:
         _set_cell(state, None)
     else:

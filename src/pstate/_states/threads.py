@@ -9,7 +9,8 @@ received nor made is a *capture*: compiled, it would be a constant and go stale.
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -28,6 +29,41 @@ class Watch:
         self.born: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
+class Threaded:
+    """The states that a call threads, while its function runs, and which of them are read by closure.
+
+    Such a read gives the value from before the call. Where the call also writes the state, it is stale.
+    """
+
+    __slots__ = ("_keys", "call", "read", "written")
+
+    def __init__(self, call: Any):
+        self.call = call
+        self.read: set[int] = set()
+        self.written: set[int] = set()
+        self._keys: frozenset[int] | None = None
+
+    def note(self, state: Any) -> None:
+        """Hear of a read of a state from outside."""
+        if self._keys is None:
+            self._keys = frozenset(map(key_of, self.call.states))
+        key = key_of(state)
+        if key in self._keys:
+            self.read.add(key)
+
+    def stale(self, writes: Iterable[int]) -> int | None:
+        """The slot of a state that has been read by closure and is written, if there is one."""
+        states = self.call.states
+        self.written.update(key_of(states[index]) for index in writes)
+        stale = self.read & self.written
+        return next((index for index, state in enumerate(states) if key_of(state) in stale), None)
+
+
+def key_of(state: Any) -> int:
+    """What a live state and its copies have in common; a frozen state is itself."""
+    return id(state if state._cell is None else state._cell)
+
+
 class Collected(list[Any]):
     """The states that flattening met, in order. A packed tree stands for all of its own."""
 
@@ -42,6 +78,7 @@ class _Local(threading.local):
     `catchers`: who collects new states.
     `recordings`: the open recordings, innermost last.
     `watch`: the body that is being compiled, or `None`.
+    `threaded`: the calls whose functions are running, innermost last, with the states that they thread.
     `on_devices`: whether the body of a mapping over devices is running.
     `keep_packed`: whether packed trees stay packed where a call is put together.
     """
@@ -51,11 +88,28 @@ class _Local(threading.local):
     catchers: tuple[Any, ...] = ()
     recordings: tuple[Any, ...] = ()
     watch: Watch | None = None
+    threaded: tuple[Threaded, ...] = ()
     on_devices: bool = False
     keep_packed: bool = False
 
 
 local = _Local()
+
+
+@contextmanager
+def threading_states(call: Any) -> Iterator[None]:
+    """While this lasts, the function of a call runs, which threads the states of the call."""
+    outer, local.threaded = local.threaded, (*local.threaded, Threaded(call))
+    try:
+        yield
+    finally:
+        local.threaded = outer
+
+
+def note_read(state: Any) -> None:
+    """Tell the running calls that a state was read."""
+    for call in local.threaded:
+        call.note(state)
 
 
 def watch_read(state: Any, value: Any) -> None:

@@ -18,6 +18,7 @@ Filters are hashable and combine: `OfType(ps.ParamState) & ~WithTag("frozen")`.
 """
 
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Callable
@@ -201,8 +202,9 @@ class Not(_Operators):
 
 @dataclasses.dataclass(frozen=True)
 class _Everything(_Operators):
-    def __call__(self, path: Path, leaf: _Any) -> bool:
-        return True
+    def __call__(self, path: Path | None = None, leaf: _Any = None) -> _Any:
+        # Elsewhere they are classes, and made by `Everything()`.
+        return self if path is None else True
 
     def __repr__(self) -> str:
         return "Everything"
@@ -210,8 +212,8 @@ class _Everything(_Operators):
 
 @dataclasses.dataclass(frozen=True)
 class _Nothing(_Operators):
-    def __call__(self, path: Path, leaf: _Any) -> bool:
-        return False
+    def __call__(self, path: Path | None = None, leaf: _Any = None) -> _Any:
+        return self if path is None else False
 
     def __repr__(self) -> str:
         return "Nothing"
@@ -229,20 +231,37 @@ class _Trainable(_Operators):
         return "Trainable"
 
 
-#: Selects every leaf.
+#: Selects every leaf. `Everything()` is the same.
 Everything = _Everything()
 
-#: Selects no leaf.
+#: Selects no leaf. `Nothing()` is the same.
 Nothing = _Nothing()
 
 #: Selects what gradients are taken of: every `ParamState`, and raw inexact arrays outside states.
 Trainable = _Trainable()
 
 
+def _check_parameters(function: Callable[..., _Any]) -> None:
+    """Refuse a callable that cannot be asked about a path and a leaf, such as `eqx.is_array`."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # nothing is known of it
+        return
+    try:
+        signature.bind((), None)
+    except TypeError:
+        name = getattr(function, "__name__", "f")
+        name = name if name.isidentifier() else "f"
+        raise TypeError(
+            f"A callable filter is asked (path, leaf); got {name}{signature}, which does not take these "
+            f"two. Write a function of both: lambda path, leaf: {name}(leaf)."
+        ) from None
+
+
 def to_predicate(filter: Filter) -> Callable[..., bool]:  # noqa: A002
     """A literal as a hashable `(path, leaf) -> bool`; see the table at the top of this module.
 
-    **Raises:** `TypeError` for what is no filter, and for a state used as one.
+    **Raises:** `TypeError` for what is no filter, for a callable of other arguments, and for a state.
 
     >>> import pstate as ps
     >>> to_predicate((ps.ParamState, "slow"))
@@ -273,6 +292,7 @@ def to_predicate(filter: Filter) -> Callable[..., bool]:  # noqa: A002
         case _ if filter is ...:
             return Everything
         case _ if callable(filter):
+            _check_parameters(filter)
             return filter
         case _:
             raise TypeError(

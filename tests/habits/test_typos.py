@@ -33,7 +33,8 @@ def net(**kwargs: Any) -> Net:
 
 
 XS = jnp.arange(3.0)
-THERE = "which has states of the kinds HiddenState, ParamState. Leave the filter out, or name one that is there."
+KINDS = "HiddenState, ParamState"
+THERE = f"which has states of the kinds {KINDS}. Leave the filter out, or name one that is there."
 
 #: Filters that select nothing of the net, and how messages show them.
 SLIPS: dict[str, Any] = {
@@ -60,20 +61,14 @@ def test_a_filter_that_selects_nothing_of_a_tree(function, shown):
 @pytest.mark.parametrize("function", [ps.states, ps.select, ps.summary])
 def test_filters_that_may_select_nothing(function):
     """Everything, nothing and the default of `select` name nothing, and so nothing is missing."""
-    for filter_ in (
-        ...,
-        None,
-        True,
-        False,
-        ps.filter.Everything,
-        ps.filter.Nothing,
-        ps.filter.Trainable,
-    ):
+    named = ps.filter.Everything, ps.filter.Nothing, ps.filter.Trainable, ~ps.filter.Everything
+    for filter_ in (..., None, True, False, [], [None, False], *named):
         function({}, filter_)
         function({"n": ps.State(1), "s": "text"}, filter_)
     function({})
     function(net(tag="slow"), "slow")
     function({"n": ps.State(1)})
+    function({"n": ps.BatchState()}, ps.BatchState)  # empty, and there
 
 
 def test_an_array_is_a_match_for_select():
@@ -187,7 +182,7 @@ def as_users_run_it():
     ],
 )
 def test_a_predicate_of_leaves_is_no_filter(use):
-    """`eqx.is_array` takes one argument, and a filter is asked with two; the message shows the function."""
+    """`eqx.is_array` takes one argument, and a filter is asked with two; the message shows both."""
     with pytest.raises(
         TypeError, match=r"^A callable filter is asked \(path, leaf\); got is_array"
     ) as caught:
@@ -260,7 +255,7 @@ def test_a_name_that_is_no_path_says_what_paths_look_like(path):
 def test_a_name_that_could_be_two_paths():
     """Neither is guessed; the tuple says which."""
     tree = {"a.b": ps.State(1), "a": {"b": ps.State(2)}}
-    with pytest.raises(KeyError, match="'a.b' is each of the states at") as caught:
+    with pytest.raises(KeyError, match=r"'a\.b' is each of the states at") as caught:
         ps.update(tree, {"a.b": 5})
     (code,) = re.findall(r"once: (ps\.update\(.*?\}\))", caught.value.args[0])
     new = eval(code, {"ps": ps, "tree": tree, "value": 5})

@@ -11,6 +11,7 @@ from .._ground.typing import Filter, PyTree
 from .._ground.values import nbytes, short_dtype
 from .._trees.packed import unpacked
 from .._trees.slots import root_name
+from .._trees.unmatched import warn_of_unmatched
 from ..filter import to_predicate
 from .entries import Entry, entries_of, is_array
 from .tables import Cells, Table
@@ -118,7 +119,8 @@ def summary(tree: PyTree, filter: Filter = ...) -> Summary:  # noqa: A002
 
     - `tree`: any pytree. Leaves that are neither states nor arrays, such as Python numbers, are left
         out.
-    - `filter`: which states and arrays to list; see `pstate.filter`.
+    - `filter`: which states and arrays to list; see `pstate.filter`. One that names something and
+        selects nothing warns (`UnmatchedFilterWarning`).
 
     **Returns:** an object that prints as a table. `rows` has one entry for each array, and one for each
     state without arrays: `path`, `place`, `kind`, `tag`, `shape`, `dtype`, `size`, `nbytes`. `totals`
@@ -148,7 +150,10 @@ def summary(tree: PyTree, filter: Filter = ...) -> Summary:  # noqa: A002
     predicate = to_predicate(filter)
     tree = unpacked(tree)
     root = root_name(tree)
-    chosen = (e for e in entries_of(tree, root) if e.kind != "static" and predicate(e.path, e.leaf))
+    entries = [e for e in entries_of(tree, root) if e.kind != "static"]
+    chosen = [e for e in entries if predicate(e.path, e.leaf)]
+    if not chosen:
+        warn_of_unmatched(predicate, f"filter={predicate!r} of ps.summary", (e.leaf for e in entries))
     return Summary(root, tuple(row for entry in chosen for row in _rows(entry)))
 
 

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._calls.flat_function import FlatFunction
+from .._ground.paths import Path
+from .._states.state import State
+from .._trees.axis_specs import Rule
 from .._trees.leaves import operand_mask
+from .._trees.unmatched import unmatched_message, with_more
 from ..filter import to_predicate
 from .options import Options
 from .plan import InPlan, plan_inputs
@@ -39,12 +43,38 @@ class MappedFunction(FlatFunction):
 
     def plan(self, leaves: Sequence[Any]) -> InPlan:
         options = self.options
-        return plan_inputs(
-            self.signature,
-            leaves,
-            operand_mask(leaves),
-            options.in_axes,
-            options.rules_in,
-            options.axis_size,
-            self.described,
-        )
+        try:
+            return plan_inputs(
+                self.signature,
+                leaves,
+                operand_mask(leaves),
+                options.in_axes,
+                options.rules_in,
+                options.axis_size,
+                self.described,
+            )
+        except ValueError as error:
+            states = self._states(leaves)
+            raise with_more(error, self._unmatched("state_in_axes", options.rules_in, states)) from None
+
+    def unmatched(self, leaves: Sequence[Any], made: Sequence[tuple[Path, State]]) -> list[str]:
+        """What to say of filters that match no state: neither of a call, nor one that it made."""
+        came = self._states(leaves)
+        return [
+            *self._unmatched("state_in_axes", self.options.rules_in, came),
+            *self._unmatched("state_out_axes", self.options.rules_out, [*came, *made]),
+        ]
+
+    def _states(self, leaves: Sequence[Any]) -> list[tuple[Path, State]]:
+        slots = self.signature.layout.slots
+        return [(self.signature.path(slot.index), slot.state(leaves)) for slot in slots]
+
+    def _unmatched(
+        self, option: str, rules: Sequence[Rule], states: Sequence[tuple[Path, State]]
+    ) -> list[str]:
+        there = [state for _, state in states]
+        return [
+            unmatched_message(f"{option}={rule} of {self.described.fn}", "call", there)
+            for rule in rules
+            if rule.wants_a_match and not any(rule.predicate(*each) for each in states)
+        ]

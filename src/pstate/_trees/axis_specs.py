@@ -7,7 +7,8 @@ from typing import Any
 from .._ground.exact import Exact
 from .._ground.integers import as_index
 from .._ground.typing import StateAxes
-from ..filter import Everything, Nothing, to_predicate
+from ..filter import to_predicate
+from .unmatched import names_something
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Rule:
     def wants_a_match(self) -> bool:
         """Whether it is nearly always a typo if this rule selects nothing."""
         named = self.axis is not None or self.reducer is not None
-        return named and self.predicate not in (Everything, Nothing)
+        return named and names_something(self.predicate)
 
     @property
     def is_none(self) -> bool:

@@ -16,6 +16,7 @@ from .._states.state import State, is_state
 from ..filter import Trainable, to_predicate
 from .axis_specs import parse_state_axes
 from .packed import Packed, pack, unpacked
+from .unmatched import warn_of_unmatched
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
@@ -46,7 +47,7 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
     - `filter`: a filter or literal; see `pstate.filter`. A state's leaves are all selected or none.
 
     **Returns:** a pytree of `bool` with the structure of `tree`. What is neither a state nor an array
-    is `False`.
+    is `False`. A filter that names something and selects nothing warns (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -57,16 +58,19 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
     """
     predicate = to_predicate(filter)
 
-    def mask(item: _Leaf) -> Any:
-        chosen = isinstance(item.leaf, (State, *_ARRAYS)) and bool(predicate(item.path, item.leaf))
-        if not isinstance(item.leaf, State):
-            return chosen
-        return jtu.tree_map(lambda _: chosen, item.leaf)
-
     leaves, treedef = _leaves(tree)
+    chosen = [isinstance(i.leaf, (State, *_ARRAYS)) and bool(predicate(i.path, i.leaf)) for i in leaves]
+    if not any(chosen):
+        warn_of_unmatched(predicate, f"filter={predicate!r} of ps.select", (i.leaf for i in leaves))
     # A mask is a tree of states like any other, but it holds Python booleans, so that reading one
     # through `.value` shows them as they are.
-    return treedef.unflatten([mask(item) for item in leaves])
+    return treedef.unflatten(
+        [_mask(item.leaf, is_one) for item, is_one in zip(leaves, chosen, strict=True)]
+    )
+
+
+def _mask(leaf: Any, chosen: bool) -> Any:
+    return jtu.tree_map(lambda _: chosen, leaf) if isinstance(leaf, State) else chosen
 
 
 @public
@@ -80,7 +84,8 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
         filters are asked about raw arrays too.
 
     **Returns:** `tree` with an axis, or `None`, in the place of every state and of every leaf outside
-    states. What no filter selects is broadcast (`None`).
+    states. What no filter selects is broadcast (`None`). A filter under an axis that selects nothing
+    warns (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -103,6 +108,10 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
         return None
 
     leaves, treedef = _leaves(tree)
+    candidates = [item for item in leaves if isinstance(item.leaf, (State, *_ARRAYS))]
+    for rule in rules:
+        if rule.wants_a_match and not any(rule.predicate(i.path, i.leaf) for i in candidates):
+            warn_of_unmatched(rule.predicate, f"state_axes={rule} of ps.axes", (i.leaf for i in leaves))
     return treedef.unflatten([axis(item) for item in leaves])
 
 
@@ -110,7 +119,8 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
 def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A002
     """The states of a tree by path.
 
-    **Returns:** `{path: state}` in the order of the tree, for the states that `filter` selects.
+    **Returns:** `{path: state}` in the order of the tree, for the states that `filter` selects. A filter
+    that names something and selects nothing warns (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -120,22 +130,25 @@ def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A0
     """
     predicate = to_predicate(filter)
     leaves, _ = _leaves(tree)
-    return {
+    found = {
         item.path: item.leaf
         for item in leaves
         if isinstance(item.leaf, State) and predicate(item.path, item.leaf)
     }
+    if not found:
+        warn_of_unmatched(predicate, f"filter={predicate!r} of ps.states", (i.leaf for i in leaves))
+    return found
 
 
 @public
-def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyTree:
+def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTree:
     """Give states of a tree new values, by path.
 
     **Arguments:**
 
     - `tree`: any pytree with states. Where they are live the values are written into them.
-    - `values`: `{path: State or value}`, as `states` and `written` give it. Paths that are left out
-        keep their states.
+    - `values`: `{path: State or value}`, as `states` and `written` give it. A path may be written as
+        one string, `"layers.0.count"`. Paths that are left out keep their states.
     - `strict`: whether a path without a state raises. Otherwise a warning lists the values that found
         no state and the states that found no value.
 
@@ -154,11 +167,13 @@ def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyT
     """
     leaves, treedef = _leaves(tree)
     known = {item.path for item in leaves if isinstance(item.leaf, State)}
+    values = _by_path(values, known)
     unknown = [path for path in values if path not in known]
     if unknown and strict:
         raise KeyError(
             f"No state stands at {_listed(unknown)}. The tree has states at {_listed(known)}. Write "
-            "one of these, or ps.update(tree, values, strict=False) to pass over what does not fit."
+            f"one of these{_or_dotted(unknown, known)}, or ps.update(tree, values, strict=False) to "
+            "pass over what does not fit."
         )
     if not strict:
         missing = [item.path for item in leaves if item.path in known - set(values)]
@@ -181,6 +196,36 @@ def update(tree: PyTree, values: Mapping[Path, Any], strict: bool = True) -> PyT
     return pack(updated) if isinstance(tree, Packed) else updated
 
 
+def _by_path(values: Mapping[Any, Any], known: set[Path]) -> dict[Any, Any]:
+    """The values by paths that are tuples. What is the name of no state stays as it is."""
+    if all(isinstance(path, tuple) for path in values):
+        return dict(values)
+    named: dict[Any, list[Path]] = {}
+    for path in known:
+        named.setdefault(_dotted(path), []).append(path)
+    result: dict[Any, Any] = {}
+    for given, value in values.items():
+        paths = [given] if isinstance(given, tuple) else named.get(given, [given])
+        if len(paths) > 1 or paths[0] in result:
+            found = "each of the states at" if len(paths) > 1 else "a second value for the state at"
+            raise KeyError(
+                f"{given!r} is {found} {_listed(paths)}. Write the path that is meant as a tuple, and "
+                f"once: ps.update(tree, {{{paths[0]!r}: value}})."
+            )
+        result[paths[0]] = value
+    return result
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(map(str, path))
+
+
+def _or_dotted(unknown: list[Any], known: set[Path]) -> str:
+    if all(isinstance(path, tuple) for path in unknown) or not known:
+        return ""
+    return f" as a tuple, or as one string, {_dotted(min(known, key=str))!r}"
+
+
 def _is_live(leaf: Any) -> bool:
     return isinstance(leaf, State) and leaf._cell is not None
 
@@ -197,12 +242,12 @@ def _refuse_aliases(items: Iterable[_Leaf]) -> None:
             )
 
 
-def _listed(paths: Iterable[Path]) -> str:
+def _listed(paths: Iterable[Any]) -> str:
     shown = [repr(path) for path in paths]
     return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "") if shown else "no path"
 
 
-def _list_mismatches(left_over: list[Path], missing: list[Path]) -> None:
+def _list_mismatches(left_over: list[Any], missing: list[Path]) -> None:
     if left_over or missing:
         warn(
             f"update(strict=False): left over, because no state stands there: {_listed(left_over)}; "

@@ -1,0 +1,42 @@
+"""Filters that select nothing: nearly always a typo, and so they are named."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .._ground.errors import UnmatchedFilterWarning
+from .._states.messages import warn
+from .._states.state import State
+from ..filter import All, Any as AnyOf, Everything, Not, Nothing, Trainable
+
+
+def names_something(predicate: Callable[..., bool]) -> bool:
+    """Whether a filter names what it selects, so that there should be something."""
+    match predicate:
+        case Not():
+            return names_something(predicate.filter)
+        case AnyOf() | All():
+            return any(map(names_something, predicate.filters))
+        case _:
+            return predicate not in (Everything, Nothing)
+
+
+def unmatched_message(given: str, where: str, states: Iterable[Any]) -> str:
+    """What to say of a filter that matches none of the states that are there. `given` is code."""
+    kinds = sorted({type(state).__name__ for state in states})
+    return (
+        f"{given} matches no state of the {where}, which has "
+        f"{'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. Leave the filter out, or "
+        "name one that is there."
+    )
+
+
+def with_more(error: ValueError, unmatched: list[str]) -> ValueError:
+    """An error of axes that names the filters with a typo too: they may well be the reason for it."""
+    return type(error)(" ".join([str(error), *unmatched])) if unmatched else error
+
+
+def warn_of_unmatched(predicate: Callable[..., bool], given: str, leaves: Iterable[Any]) -> None:
+    """Warn that a filter selected nothing of a tree, unless it may: `Trainable` is a usual default."""
+    if names_something(predicate) and predicate != Trainable:
+        states = [leaf for leaf in leaves if isinstance(leaf, State)]
+        warn(unmatched_message(given, "tree", states), UnmatchedFilterWarning)

@@ -1,4 +1,4 @@
-"""The house rules: wings, imports at the top, public JAX only, public names, tests of a readable size."""
+"""The house rules: wings, imports at the top, public JAX, public names, tests of a readable size."""
 
 import ast
 import doctest

@@ -1,6 +1,6 @@
 """What the names in a function are bound to, outside its arguments: a compiled program depends on it.
 
-Bindings are followed into *helpers*: functions of the same program, that is of the same top-level
+Bindings are followed into *helpers*: functions and classes of the same program, that is of the same top-level
 package or script, that a name leads to, and those that they lead to in turn. Libraries are not followed.
 """
 
@@ -28,7 +28,7 @@ def bindings(function: Any) -> tuple[Any, ...]:
         for value in _own(queue.pop()):
             bound.append(value)
             helper = anchor_of(value) if isinstance(value, Wrapper) else value
-            if type(helper) is types.FunctionType and id(helper) not in seen:
+            if isinstance(helper, types.FunctionType | type) and id(helper) not in seen:
                 seen.add(id(helper))
                 if _program_of(helper) == program:
                     queue.append(helper)

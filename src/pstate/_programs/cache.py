@@ -2,7 +2,8 @@
 
 Programs belong to the *anchor*, the plain function at the heart of a callable, and to a key; the
 wrapper around it may be made anew on each call. What the anchor's closure, defaults and directly named
-globals are bound to is part of the key, by identity, so that a rebound name is never stale.
+globals are bound to is part of the key, by identity: a rebound name is noticed. What changes in place is
+not, as under `jax.jit`.
 
 Programs hold their anchor weakly, and the table holds the anchor weakly: both go together.
 """

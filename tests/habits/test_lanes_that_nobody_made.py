@@ -1,4 +1,4 @@
-"""States that are mapped and have no lanes: the messages lead to code that runs, and no wrong result does."""
+"""States that are mapped and have no lanes: messages lead to code that runs, and nothing wrong does."""
 
 import functools as ft
 import re
@@ -238,7 +238,7 @@ def test_broadcast_refuses():
     with pytest.raises(
         ValueError, match=re.escape("axis_size is the number of lanes, an integer of at")
     ):
-        ps.broadcast(make(), ps.HiddenState, 4.0)
+        ps.broadcast(make(), ps.HiddenState, -1)
     with pytest.raises(TypeError, match="The keys of state_axes are axes"):
         ps.broadcast(make(), {"h": ps.HiddenState}, 4)
     one = ps.HiddenState(jnp.zeros(3))

@@ -113,8 +113,7 @@ def test_state_axes():
 
     made = ps.nn.Map(Buffer(), 4).init_all_states(size=3)
     x = jnp.arange(12.0).reshape(4, 3)
-    with pytest.warns(ps.BatchAxisWarning, match="grows by an axis"):
-        out, after = ps.pure(made.map("update", state_axes={0: ps.ParamState}))(x)
+    out, after = ps.pure(made.map("update", state_axes={0: ps.ParamState}))(x)
     np.testing.assert_array_equal(out, x.sum(1))
     np.testing.assert_array_equal(after.module.last.value, x)
     shared = ps.nn.Map(Buffer(), 4, call_state_axes={None: ps.ParamState}).init_all_states(size=3)

@@ -31,9 +31,8 @@ def an_axis_that_a_state_does_not_have():
     text = yield lambda: ps.vmap2(lambda t, x: t["s"].value + x)(tree(1.0), XS)
     read = lambda t, x: t["s"].value + x
     assert ps.vmap2(read, **option(text, "state_in_axes"))(tree(1.0), XS).shape == (3,)
-    code = re.findall(r"state\.replace\(jnp.*\)\)\)", text)[0]
-    state = run(f"new = {code}", state=ps.State(1.0), n=3).new
-    assert ps.pure(ps.vmap2(step))({"s": state}, XS)[1]["s"].value.shape == (3,)
+    wide = run(re.findall(r"t = ps\.broadcast\(.*\)", text)[0], t=tree(1.0)).t
+    assert ps.pure(ps.vmap2(step))(wide, XS)[1]["s"].value.shape == (3,)
 
 
 @case(ps.BatchAxisError, "of `rng` (RandomState), which has shape (): one key, not a batch")

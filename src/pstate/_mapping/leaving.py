@@ -6,6 +6,7 @@ that stand in the output take `state_out_axes`, then their kind (`NonBatchState`
 """
 
 import dataclasses
+import functools as ft
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +16,15 @@ from .._calls.notes import NEXT, arrays_of, refuse_tracers
 from .._calls.running import Run
 from .._ground.errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
 from .._ground.paths import Path, to_path, to_place
+from .._states.keys import is_typed_key
 from .._states.kinds import NonBatchState
 from .._states.messages import kind_code, warn
+from .._states.random_state import RandomState
 from .._states.state import State, is_state
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
+from .._trees.unmatched import with_more
+from .advice import broadcast_code, mapped_too, reducer_code, update_code
 from .mapped_function import MappedFunction
 from .plan import InPlan, Input
 from .prefixes import spread_out_axes
@@ -35,8 +40,8 @@ class Leaving:
 
     `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
     says who declared the value to be the same in all lanes, and `fix` what to write instead;
-    `undeclared`, what to say if nobody declared anything and the lanes differ. A `reducer` takes the
-    stacked lanes to one value.
+    `undeclared` makes what to say if nobody declared anything and the lanes differ. A `reducer` takes
+    the stacked lanes to one value.
     """
 
     value: Any
@@ -44,7 +49,7 @@ class Leaving:
     reason: str
     same_by: str = ""
     fix: str = ""
-    undeclared: str = ""
+    undeclared: Callable[[], str] | None = None
     reducer: Callable[[Any], Any] | None = None
 
 
@@ -101,8 +106,11 @@ class Outputs:
         self.problems: list[str] = []
         self._lenient = lenient
         self._matched: set[Rule] = set()
-        self.leaving, self.out_leaves, self.out_treedef = self._output()
-        self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
+        try:
+            self.leaving, self.out_leaves, self.out_treedef = self._output()
+            self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
+        except BatchAxisError as error:
+            raise with_more(error, self._unmatched()) from None
 
     def all_leaving(self) -> list[Leaving]:
         """The arrays that leave the lanes: those of the output, then those of written states."""
@@ -127,11 +135,12 @@ class Outputs:
             if differs:
                 self._differs(leaf)
         self._warn_of_growth()
-        self._warn_of_unmatched()
+        for message in self._unmatched():
+            warn(message, UnmatchedFilterWarning)
 
     def _refuse(self, leaf: Leaving, message: str) -> None:
         if not self._lenient:
-            raise BatchAxisError(message)
+            raise with_more(BatchAxisError(message), self._unmatched())
         leaf.axis, leaf.reason = 0, _REFUSED
         if message not in self.problems:
             self.problems.append(message)
@@ -144,12 +153,13 @@ class Outputs:
                 f"lanes. {leaf.fix} Or reduce it in the function, with axis_name='batch' and "
                 "value = jax.lax.pmean(value, 'batch').",
             )
+        assert leaf.undeclared is not None
         if self._options.policy == "raise":
-            return self._refuse(leaf, leaf.undeclared)
+            return self._refuse(leaf, leaf.undeclared())
         leaf.axis = 0
         leaf.reason = f"policy {self._options.policy!r}"
         if self._options.policy == "warn":
-            warn(leaf.undeclared, BatchAxisWarning)
+            warn(leaf.undeclared(), BatchAxisWarning)
         return None
 
     # The output -----------------------------------------------------------------------------------
@@ -198,24 +208,22 @@ class Outputs:
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         came = self._plan.of(slot)
         if rule is not None:
-            return Written(
-                index,
-                treedef,
-                [_by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves],
-                f"{rule}",
-            )
+            leaving = [_by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves]
+            self._check_shapes(slot, treedef, leaving, place, declared=True)
+            return Written(index, treedef, leaving, f"{rule}")
         if came is not None and came.axis is not None:
             reason = "as it came in"
             axes = self._axes_in(slot, treedef)
             leaving = [
                 _checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
             ]
+            self._check_shapes(slot, treedef, leaving, place, declared=False)
             return Written(index, treedef, leaving, reason)
         if issubclass(slot.kind, NonBatchState):
             same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
             leaving = [Leaving(leaf, None, "NonBatchState", same_by, fix) for leaf in leaves]
             return Written(index, treedef, leaving, "NonBatchState")
-        message = self._undeclared_message(slot, came)
+        message = ft.partial(self._undeclared_message, slot, came, leaves)
         reason = "the same in all lanes"
         leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
         return Written(index, treedef, leaving, reason)
@@ -231,22 +239,86 @@ class Outputs:
                 return rule
         return None
 
-    def _undeclared_message(self, slot: Slot, came: Input | None) -> str:
+    def _undeclared_message(self, slot: Slot, came: Input | None, values: Sequence[Any]) -> str:
         kind = kind_code(slot.kind)
         how = f"without an axis ({came.reason})" if came is not None else "empty"
+        n = self._plan.axis_size
         own = (
-            f"Give each lane its own, with a leading axis of {self._plan.axis_size}: "
+            f"Give each lane its own, with a leading axis of {n}: {self._give_lanes(slot, 0)} and "
             f"state_in_axes={{0: {kind}}}; or stack"
             if came is not None
             else "Stack"
         )
+        reducer = "" if issubclass(slot.kind, RandomState) else reducer_code(values)
+        reduce = f"; or reduce them: state_out_axes={{{reducer}: {kind}}}" if reducer else ""
         known = "differs" if self._options.infers else "may differ"
         return (
             f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in {how} and was written "
             f"with a value that {known} between lanes, and no axis is declared for it. {own} the lanes' "
-            f"values into it: state_out_axes={{0: {kind}}}; or reduce them: "
-            f"state_out_axes={{ft.partial(jnp.mean, axis=0): {kind}}}."
+            f"values into it: state_out_axes={{0: {kind}}}{reduce}."
         )
+
+    def _give_lanes(self, slot: Slot, axis: int) -> str:
+        """The line that gives a state, which came in without lanes, the lanes of the call."""
+
+        def needs(other: Slot) -> bool:
+            came = self._plan.of(other)
+            return came is None or came.axis is None
+
+        names = self._program.described.names
+        return broadcast_code(self._signature, names, slot, axis, self._plan.axis_size, needs)
+
+    # Shapes ---------------------------------------------------------------------------------------
+
+    def _check_shapes(
+        self, slot: Slot, treedef: Any, leaving: Sequence[Leaving], place: str, declared: bool
+    ) -> None:
+        """Refuse a lane's value that changed its shape, and so is no lane of what came in.
+
+        Where an axis is declared for what goes out, sizes may change: a buffer grows on purpose.
+        """
+        if treedef != slot.treedef:
+            return  # another value on purpose
+        inputs = self._plan.leaves[slot.start : slot.stop]
+        for given, leaf, old in zip(inputs, leaving, self._leaves[slot.start : slot.stop], strict=True):
+            if given.axis is None or leaf.axis is None or not hasattr(leaf.value, "shape"):
+                continue
+            own = list(old.shape)
+            del own[given.axis]
+            shape = tuple(leaf.value.shape)
+            if shape != tuple(own) and not (declared and len(shape) == len(own)):
+                fix = self._fix_of_shape(slot, given, old, shape)
+                self._refuse(
+                    leaf,
+                    f"`{place}` came in along axis {given.axis} ({given.reason}) with shape "
+                    f"{tuple(own)} in each lane, and was written with shape {shape}. {fix}",
+                )
+
+    def _fix_of_shape(self, slot: Slot, given: Input, old: Any, shape: tuple[int, ...]) -> str:
+        whole = tuple(old.shape)
+        names, axes = self._program.described.names, [each.axis for each in self._plan.leaves]
+        kind, axis = kind_code(slot.kind), given.axis
+        assert axis is not None
+        n_own = len(shape) - len(whole)
+        if given.ruled and n_own in (0, 1) and shape[n_own:] == whole:
+            # What came in was a value for one lane, cut along an axis of its own.
+            n = shape[0] if n_own else self._plan.axis_size
+            mapped = mapped_too(self._signature, self._leaves, axes, n) if n_own else ""
+            if mapped is not None:
+                code = broadcast_code(self._signature, names, slot, axis, n, lambda other: True)
+                also = f" and {mapped}" if mapped else ""
+                return f"It was cut along an axis of its own. Give it one for the lanes: {code}{also}."
+        if len(shape) == len(whole) - 1:
+            return (
+                "Write a value of the shape that came in, or say that the change is meant: "
+                f"state_out_axes={{{axis}: {kind}}}."
+            )
+        if not slot.is_leaf or is_typed_key(old):
+            return "Write a value of the shape that came in."
+        axis %= len(whole)
+        new = (*shape[:axis], self._plan.axis_size, *shape[axis:])
+        code = update_code(self._signature, names, slot, new, old.dtype)
+        return f"Write a value of the shape that came in, or give it the other shape before: {code}."
 
     # Slips ----------------------------------------------------------------------------------------
 
@@ -261,35 +333,29 @@ class Outputs:
             leaf = written.leaves[0]
             if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
                 continue
+            if not _grows(leaf.value, self._leaves[slot.start]):
+                continue  # replaced each time by as much
             warn(
                 f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
                 f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
-                "axis on each call. Declare how it comes in: "
-                f"state_in_axes={{{leaf.axis}: {kind_code(slot.kind)}}}.",
+                f"axis on each call. Give it lanes, {self._give_lanes(slot, leaf.axis)}, and declare "
+                f"how it comes in: state_in_axes={{{leaf.axis}: {kind_code(slot.kind)}}}.",
                 BatchAxisWarning,
             )
 
-    def _warn_of_unmatched(self) -> None:
-        slots = self._signature.layout.slots
-        came = [(self._signature.path(s.index), s.state(self._leaves)) for s in slots]
+    def _unmatched(self) -> list[str]:
+        """What to say of filters that match no state."""
         made = [
             (to_path(key_path), item)
             for key_path, item in jtu.tree_flatten_with_path(self._run.out, is_leaf=is_state)[0]
             if isinstance(item, State)
         ]
-        for name, rules, states in (
-            ("state_in_axes", self._options.rules_in, came),
-            ("state_out_axes", self._options.rules_out, came + made),
-        ):
-            for rule in rules:
-                if rule.wants_a_match and not any(rule.predicate(*each) for each in states):
-                    kinds = sorted({type(state).__name__ for _, state in states})
-                    warn(
-                        f"{name}={rule} of {self._program.described.fn} matches no state of the call, "
-                        f"which has {'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. "
-                        "Leave the filter out, or name one that is there.",
-                        UnmatchedFilterWarning,
-                    )
+        return self._program.unmatched(self._leaves, made)
+
+
+def _grows(value: Any, old: Any) -> bool:
+    """Whether lanes of `value` have more axes than what came in."""
+    return len(getattr(value, "shape", ())) + 1 > len(old.shape)
 
 
 def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:

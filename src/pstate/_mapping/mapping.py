@@ -219,7 +219,8 @@ class StatefulMapping(Compiled):
         return self.options
 
     def _program(self, call: Call) -> Program:
-        first_is_tree = not call.signature.has_carrier and first_argument_is_a_tree(call.args)
+        signature = call.signature
+        first_is_tree = not signature.has_carrier and first_argument_is_a_tree(signature, call.args)
         return flat_function_of(call, code_of(self), Program, self.options, first_is_tree=first_is_tree)
 
     def _make_entry(self, program: Program) -> Any:

@@ -10,25 +10,28 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.tree_util as jtu
-
-from .._calls.signature import KWARGS, Described, Signature
+from .._calls.signature import ARGS, Described, Signature
 from .._ground.errors import BatchAxisError
 from .._states.kinds import NonBatchState
 from .._states.messages import kind_code
 from .._states.random_state import RandomState, shape_of_keys
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
+from .advice import broadcast_argument, broadcast_code, with_none
 from .prefixes import spread_in_axes
 
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """How a leaf goes in: its axis (`None`: the same for all lanes) and the reason."""
+    """How a leaf goes in: its axis (`None`: the same for all lanes) and the reason.
+
+    `ruled` says that a filter of `state_in_axes` gave it the axis.
+    """
 
     axis: int | None
     reason: str
     split: bool = False
+    ruled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ def plan_inputs(
             inputs[slot.start : slot.stop] = [ruled] * (slot.stop - slot.start)
     for i, (leaf, given) in enumerate(zip(leaves, inputs, strict=True)):
         if given.axis is not None and not -len(leaf.shape) <= given.axis < len(leaf.shape):
-            _refuse_axis(signature, i, leaf, given, described)
+            _refuse_axis(signature, leaves, inputs, i, axis_size, described)
     size = _axis_size(signature, leaves, inputs, axis_size, described)
     return InPlan(tuple(inputs), size)
 
@@ -85,7 +88,7 @@ def _ruled(
     path = signature.path(slot.index)
     for rule in rules:
         if rule.predicate(path, state):
-            return Input(rule.axis, f"state_in_axes {rule}")
+            return Input(rule.axis, f"state_in_axes {rule}", ruled=True)
     if issubclass(slot.kind, NonBatchState):
         return Input(None, "NonBatchState")
     batch = shape_of_keys(state)
@@ -95,8 +98,14 @@ def _ruled(
 
 
 def _refuse_axis(
-    signature: Signature, index: int, leaf: Any, given: Input, described: Described
+    signature: Signature,
+    leaves: Sequence[Any],
+    inputs: Sequence[Input],
+    index: int,
+    axis_size: int | None,
+    described: Described,
 ) -> None:
+    leaf, given = leaves[index], inputs[index]
     place = signature.place(signature.layout.key_path_of_leaf[index], described.names)
     slot = signature.layout.slot_of_leaf[index]
     kind = f" ({slot.kind.__name__})" if slot is not None else ""
@@ -106,7 +115,7 @@ def _refuse_axis(
         group, which = signature.argument(signature.layout.key_path_of_leaf[index])
         raise ValueError(
             f"{said}, {got} and so no such axis. Broadcast it, or name an axis it has: "
-            f"{_broadcast(group, which, signature.n_args)}."
+            f"{broadcast_argument(group, which, signature.n_args)}."
         )
     if issubclass(slot.kind, RandomState):
         raise BatchAxisError(
@@ -116,19 +125,51 @@ def _refuse_axis(
     raise BatchAxisError(
         f"{said}, {got} and so no such axis. Broadcast it with "
         f"state_in_axes={{None: {kind_code(slot.kind)}}}, or give it a lane axis first: "
-        "state.replace(jnp.broadcast_to(state.value, (n, *state.value.shape)))."
+        f"{_give_lanes(signature, leaves, inputs, slot, axis_size, described)}."
     )
 
 
-def _broadcast(group: int, which: Any, n_args: int) -> str:
-    """The `in_axes` that broadcasts one argument, as code."""
-    return f"in_axes={{{which!r}: None}}" if group == KWARGS else _with_none(which, n_args)
+def _give_lanes(
+    signature: Signature,
+    leaves: Sequence[Any],
+    inputs: Sequence[Input],
+    slot: Slot,
+    axis_size: int | None,
+    described: Described,
+) -> str:
+    """The line that gives a state, which should have lanes, the lanes of the call."""
+    axis = inputs[slot.start].axis
+    assert axis is not None
+    n = _lanes_meant(signature, leaves, inputs, axis_size)
+
+    def needs(other: Slot) -> bool:
+        pairs = zip(leaves[other.start : other.stop], inputs[other.start : other.stop], strict=True)
+        return any(given.axis == axis and (n is None or _size(leaf, axis) != n) for leaf, given in pairs)
+
+    return broadcast_code(signature, described.names, slot, axis, 4 if n is None else n, needs)
 
 
-def _with_none(position: int, n_args: int) -> str:
-    shown = ["0"] * max(n_args, position + 1)
-    shown[position] = "None"
-    return f"in_axes=({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+def _size(leaf: Any, axis: int) -> int | None:
+    """The size of an axis; `None` where it is not there."""
+    return leaf.shape[axis] if -len(leaf.shape) <= axis < len(leaf.shape) else None
+
+
+def _lanes_meant(
+    signature: Signature, leaves: Sequence[Any], inputs: Sequence[Input], axis_size: int | None
+) -> int | None:
+    """How many lanes a call means: as it says, or by its arrays, or by its states; `None` if unclear."""
+    if axis_size is not None:
+        return axis_size
+    mapped = [
+        (_size(leaf, given.axis), slot is None)
+        for leaf, given, slot in zip(leaves, inputs, signature.layout.slot_of_leaf, strict=True)
+        if given.axis is not None
+    ]
+    for sizes in ({size for size, is_array in mapped if is_array}, {size for size, _ in mapped}):
+        sizes.discard(None)
+        if sizes:
+            return sizes.pop() if len(sizes) == 1 else None
+    return None
 
 
 # How many lanes -----------------------------------------------------------------------------------
@@ -160,8 +201,23 @@ def _axis_size(
     raise ValueError(
         f"{described.fn} got arrays whose mapped axes differ in size:\n"
         + "\n".join(lines)
-        + f"\n{_advice(signature, described, axis_size)}"
+        + f"\n{_advice(signature, leaves, inputs, described, axis_size)}"
     )
+
+
+def _state_that_lacks_lanes(
+    signature: Signature, leaves: Sequence[Any], inputs: Sequence[Input], axis_size: int | None
+) -> Slot | None:
+    """The first state that a filter maps along an axis of another size, where all else agrees."""
+    n = _lanes_meant(signature, leaves, inputs, axis_size)
+    found: list[Slot] = []
+    for leaf, given, slot in zip(leaves, inputs, signature.layout.slot_of_leaf, strict=True):
+        if n is None or given.axis is None or _size(leaf, given.axis) == n:
+            continue
+        if slot is None or not given.ruled or issubclass(slot.kind, RandomState):
+            return None
+        found.append(slot)
+    return found[0] if found else None
 
 
 def _no_arrays(signature: Signature) -> str:
@@ -169,7 +225,18 @@ def _no_arrays(signature: Signature) -> str:
     return "no arguments were passed" if n == 0 else f"all {n} arguments are broadcast"
 
 
-def _advice(signature: Signature, described: Described, axis_size: int | None) -> str:
+def _advice(
+    signature: Signature,
+    leaves: Sequence[Any],
+    inputs: Sequence[Input],
+    described: Described,
+    axis_size: int | None,
+) -> str:
+    lacking = _state_that_lacks_lanes(signature, leaves, inputs, axis_size)
+    if lacking is not None:
+        place = signature.place(lacking.key_path, described.names)
+        code = _give_lanes(signature, leaves, inputs, lacking, axis_size, described)
+        return f"To give each lane a `{place}` of its own, make its lane axis first: {code}."
     if described.first_is_tree and signature.n_args > 1:
         tree = described.names[0] if described.names else "model"
         nones = ", ".join(["None"] + ["0"] * (signature.n_args - 1))
@@ -179,9 +246,11 @@ def _advice(signature: Signature, described: Described, axis_size: int | None) -
         )
     if axis_size is not None:
         return "Leave axis_size out, or make the mapped axes agree with it."
-    return f"Broadcast what all lanes share: {_with_none(0, signature.n_args)}."
+    return f"Broadcast what all lanes share: {with_none(0, signature.n_args)}."
 
 
-def first_argument_is_a_tree(args: Sequence[Any]) -> bool:
+def first_argument_is_a_tree(signature: Signature, args: Sequence[Any]) -> bool:
     """Whether argument 0 is a module that can be called, which people map by mistake."""
-    return bool(args) and callable(args[0]) and jtu.tree_structure(args[0]).num_nodes > 1
+    # By the structure of the call: to flatten the argument again would count as a read of its states.
+    arguments = signature.treedef.children()[ARGS].children()
+    return bool(args) and callable(args[0]) and arguments[0].num_nodes > 1

@@ -258,6 +258,22 @@ def test_afresh_in_one_line():
     assert not np.array_equal(first, second)
 
 
+def test_draws_with_keys_of_other_implementations():
+    """What `RandomState` says: lanes with rbg keys draw other numbers together than one by one."""
+    same = {}
+    for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+        keys = jr.split(jr.key(0, impl=impl), 5)[1:]
+        together = jax.vmap(lambda key: jr.normal(jr.split(key)[1], (3,)))(keys)
+        alone = jnp.stack([jr.normal(jr.split(key)[1], (3,)) for key in keys])
+        same[impl] = bool(jnp.array_equal(together, alone))
+        draw = ps.vmap2(lambda rng, x: rng.normal(size=3), in_axes=(None, 0))
+        args = ps.RandomState(jr.key(0, impl=impl)), jnp.arange(4.0)
+        np.testing.assert_array_equal(ps.pure(draw)(*args)[0], together)
+        lanes = jnp.stack([ps.pure(draw.lane(i))(*args)[0] for i in range(4)])
+        np.testing.assert_array_equal(lanes, alone)
+    assert same == {"threefry2x32": True, "rbg": False, "unsafe_rbg": False}
+
+
 # What grows, and what reduces -----------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import jax.tree_util as jtu
 
 from .._calls.signature import Described, Signature
 from .._states.deferred import Deferred
-from .._trees.flattening import unflatten_frozen
+from .._trees.flattening import unflatten_frozen, unread
 
 
 def spread_in_axes(
@@ -116,4 +116,5 @@ def _spread_prefix(prefix: Any, tree: Any, result: list[int | None], start: int)
         result[position : position + n] = [axis] * n
         position += n
 
-    jtu.tree_map(assign, prefix, tree, is_leaf=lambda x: x is None)
+    with unread():  # else a body that is being compiled would seem to capture the states
+        jtu.tree_map(assign, prefix, tree, is_leaf=lambda x: x is None)

@@ -29,7 +29,9 @@ class RandomState(State[V]):
 
     Draws happen inside a recording (a function run by `pstate.pure`, say), because each replaces the
     key. Under a mapping each lane draws from a key of its own; `{None: ps.RandomState}` in
-    `state_in_axes` gives all lanes the same.
+    `state_in_axes` gives all lanes the same. With keys of the implementations `"rbg"` and `"unsafe_rbg"`
+    JAX draws for many lanes at once other numbers than for one, so that `chunk_size`, `pmap2` and
+    `lane(i)` give other draws than `vmap2`; with the default, `"threefry2x32"`, all give the same.
 
     **Arguments:**
 

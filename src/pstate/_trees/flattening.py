@@ -26,6 +26,16 @@ def collect(tree: Any) -> tuple[list[Any], Any, Collected]:
 
 
 @contextmanager
+def unread() -> Iterator[None]:
+    """While this lasts, taking a tree apart reads no state: it computes and captures nothing."""
+    outer, local.collected = local.collected, Collected()
+    try:
+        yield
+    finally:
+        local.collected = outer
+
+
+@contextmanager
 def _rebuilding(rebuild: Any) -> Iterator[None]:
     outer, local.rebuild = local.rebuild, rebuild
     try:

@@ -265,14 +265,17 @@ def _flatten_with_keys(state: State) -> tuple[Any, tuple[str, ...]]:
 
 def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
     (child,) = children
-    rebuild = local.rebuild
+    rebuild, watch = local.rebuild, local.watch
     if rebuild is not None:
-        return rebuild(cls, tag, child)
+        state = rebuild(cls, tag, child)
+        if watch is not None:
+            watch.born.add(state)
+        return state
     state = _new(cls)
     _set_child(state, child)
     _set_tag(state, tag)
-    if local.watch is not None:
-        local.watch.born.add(state)  # its leaves were taken from somewhere, and that was watched
+    if watch is not None:
+        watch.born.add(state)  # its leaves were taken from somewhere, and that was watched
     if type(tag) is tuple:
         _set_cell(state, None)
     else:

@@ -20,6 +20,14 @@ except ImportError:  # pragma: no cover
     )
 
 
+try:  # Public since JAX 0.7; drop the fallback once that is the oldest supported JAX.
+    from jax import reshard as reshard  # pyright: ignore[reportAttributeAccessIssue]
+except ImportError:  # pragma: no cover
+    from jax.experimental.shard import (  # pyright: ignore[reportMissingImports]
+        reshard as reshard,
+    )
+
+
 def current_trace() -> Any:
     """An opaque token of the JAX trace that is running now.
 

@@ -14,6 +14,8 @@ import jax.random as jr
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
+from .lane_sharding import gathered, lane_sharding
+
 
 def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
     """A function of `(passed, keys)` that runs all lanes, `chunk_size` at a time."""
@@ -48,6 +50,10 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
         return chunk(passed, keys, size)
 
     def run(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
+        found = lane_sharding(passed, in_axes)
+        if found is not None:  # a chunk is cut out of lanes that lie on several devices
+            pairs = zip(passed, in_axes, strict=True)
+            passed = [x if axis is None else gathered(x, axis) for x, axis in pairs]
         n_chunks, rest = divmod(n, chunk_size)
         whole = n_chunks * chunk_size
         # As data: JAX's check of key reuse takes a part of an array of keys for the whole of it.
@@ -76,6 +82,8 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
                 jnp.concatenate([x, tail], axis % x.ndim)
                 for x, tail, axis in zip(stacked, tails, axes, strict=True)
             ]
+        if found is not None:
+            stacked = [found[1].put(x, axis) for x, axis in zip(stacked, axes, strict=True)]
         supply = iter(shared), iter(stacked)
         return [next(supply[axis is not None]) for axis in out_axes]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .._states.deferred import Deferred, ForeignReadError
 from .._states.keys import split_for_lanes
+from .lane_sharding import LaneSharding, lane_sharding
 from .lanes import Lanes, Meta, ordered
 from .mapped_function import MappedFunction
 from .plan import InPlan
@@ -31,6 +32,7 @@ class DirectLanes(Lanes):
         self.positions: list[tuple[int, int]] = []
         self.reducers: dict[int, Callable[..., Any]] = {}
         self.found: Meta | None = None
+        self.lies: LaneSharding | None = None
         self.axes = self._possible_axes()
 
     def run(self) -> tuple[list[Any], Meta]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -49,17 +51,24 @@ class DirectLanes(Lanes):
 
     def _run(self, keys: dict[int, Any]) -> tuple[list[Any], Meta]:
         options = self.options
+        operands, in_axes = self.operands(), self.in_axes()
+        # The reference lane is mapped for certain; NumPy's, because nothing computes with it. Where
+        # lanes lie on a mesh, it is an operand that lies there.
+        reference, axis = np.arange(self.plan.axis_size, dtype=np.int32), 0
+        found = lane_sharding(operands, in_axes)
+        if found is not None:
+            position, self.lies = found
+            reference, axis = operands[position], in_axes[position]
+            keys = {index: self.lies.put(key, 0) for index, key in keys.items()}
         mapped = options.mapping_fn(
             self._lane,
-            in_axes=(0, self.in_axes(), 0),
+            in_axes=(axis, in_axes, 0),
             out_axes=self.axes,
             axis_name=options.axis_name,
             axis_size=self.plan.axis_size,
             **options.mapping_kwargs,
         )
-        # The reference lane is mapped for certain; NumPy's, because nothing computes with it.
-        reference = np.arange(self.plan.axis_size, dtype=np.int32)
-        groups = mapped(reference, self.operands(), keys)
+        groups = mapped(reference, operands, keys)
         assert self.found is not None
         arrays = [
             self.kept[where] if group == _OUTSIDE else groups[group][where]
@@ -96,7 +105,12 @@ class DirectLanes(Lanes):
                 return lambda needed: keys[index]
             slot = self.signature.layout.slots[index]
             keep = lambda first: self.first.__setitem__(index, first)
-            return lambda needed: lane_key(reference, self.leaves[slot.start], keep, needed)
+            put = (
+                (lambda own: own)
+                if self.lies is None
+                else (lambda own, lies=self.lies: lies.put(own, 0))
+            )
+            return lambda needed: lane_key(reference, self.leaves[slot.start], keep, needed, put)
 
         run, outputs = Lanes.run(self, passed, lane_key_of, self.kept, anywhere=bool(keys))
         outputs.settle(lambda asked: which_differ(reference, [leaf.value for leaf in asked]))

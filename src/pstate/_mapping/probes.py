@@ -37,12 +37,19 @@ def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
     return found
 
 
-def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool) -> Any:
+def lane_key(
+    reference: Any,
+    key: Any,
+    keep: Callable[[Any], None],
+    needed: bool,
+    put: Callable[[Any], Any],
+) -> Any:
     """One key per lane, split from a key that all lanes share.
 
     `keys = split(key, axis_size + 1)`; `keep` is given `keys[0]`, at the level outside the mapping,
     and the lanes get the rest. Of a batch of keys each is split by itself. `needed` says that a lane
-    draws for certain. The key may be deferred itself: it is computed at that outer level too.
+    draws for certain. The key may be deferred itself: it is computed at that outer level too. `put` lays
+    the stacked keys where the lanes lie.
     """
 
     @custom_vmap
@@ -57,6 +64,6 @@ def lane_key(reference: Any, key: Any, keep: Callable[[Any], None], needed: bool
             shared = jr.clone(shared)
         kept, own = split_for_lanes(shared, axis_size)
         keep(kept)
-        return own, True
+        return put(own), True
 
     return split(reference)

@@ -19,6 +19,7 @@ from .._ground.versions import NESTED_PMAP
 from .._states.deferred import Deferred
 from .._states.keys import is_typed_key, split_for_lanes
 from .._states.threads import local
+from .lane_sharding import explicit_sharding, with_axis, without_axis
 from .lanes import Lanes, Meta, ordered
 from .leaving import Leaving, Outputs
 from .mapped_function import MappedFunction
@@ -208,11 +209,19 @@ def _type(leaf: Any) -> Any:
 
 
 def _avals(leaves: list[Any]) -> list[Any]:
-    return jax.eval_shape(lambda leaves: leaves, leaves)
+    avals = jax.eval_shape(lambda leaves: leaves, leaves)
+    return [
+        _struct(aval.shape, aval, None if isinstance(x, jax.ShapeDtypeStruct) else explicit_sharding(x))
+        for aval, x in zip(avals, leaves, strict=True)
+    ]
 
 
 def _as_aval(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _struct(shape: Any, aval: Any, sharding: Any) -> Any:
+    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type, sharding=sharding)
 
 
 def _lane_aval(aval: Any, axis: int | None) -> Any:
@@ -220,12 +229,13 @@ def _lane_aval(aval: Any, axis: int | None) -> Any:
         return aval
     shape = list(aval.shape)
     del shape[axis]
-    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type)
+    return _struct(shape, aval, without_axis(aval.sharding, axis, len(aval.shape)))
 
 
 def _stacked_aval(aval: Any, axis: int | None, n: int) -> Any:
     if axis is None:
         return aval
     shape = list(aval.shape)
-    shape.insert(axis % (len(shape) + 1), n)
-    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type)
+    axis %= len(shape) + 1
+    shape.insert(axis, n)
+    return _struct(shape, aval, with_axis(aval.sharding, axis, len(aval.shape)))

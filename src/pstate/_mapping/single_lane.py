@@ -6,6 +6,7 @@ from typing import Any
 from .._calls.running import Run, run_body
 from .._states.deferred import Deferred
 from .._states.keys import split_for_lanes
+from .lane_sharding import gathered
 from .mapped_function import MappedFunction
 
 
@@ -31,6 +32,7 @@ def run_lane(program: MappedFunction, leaves: Sequence[Any], index: int) -> Run:
             own.append(leaf)
         else:
             axis = given.axis % len(leaf.shape)
+            leaf = gathered(leaf, axis)
             own.append(leaf[(slice(None),) * axis + (index,)])
     return run_body(program.signature, own, program.recording(leaves), program.place_of)
 

@@ -10,7 +10,7 @@ from .._ground.errors import CapturedStateError
 from .._ground.paths import to_place
 from .._states.cell import Recording
 from .._states.state import State, is_state
-from .._states.threads import local
+from .._states.threads import Threaded, listening, local
 from .._trees.aliases import find_aliases
 from .._trees.flattening import collect, thaw
 from .._trees.recording import freeze
@@ -66,7 +66,8 @@ def run_body(
     try:
         arguments = thaw(signature.layout, leaves, recording)
         snapshot = Snapshot(arguments) if signature.has_containers else None
-        out = call(*arguments)
+        with listening(_threaded(signature)):
+            out = call(*arguments)
         edited = () if snapshot is None else _edits(snapshot, signature, recording, place)
         ok = True
     finally:
@@ -82,13 +83,17 @@ def run_body(
     return Run(freeze(out), writes, reads, echoed, aliased, edited)
 
 
+def _threaded(signature: Signature) -> Threaded | None:
+    """The call of this signature that is being run, if states are threaded through it."""
+    running = local.call
+    return running if running is not None and running.call.signature == signature else None
+
+
 def _refuse_stale(signature: Signature, writes: Collection[int], recording: Recording) -> None:
     """Raise where a state that the call threads was read by closure, and is written."""
-    running = local.threaded[-1] if local.threaded else None
-    if running is None or running.call.signature != signature:
-        return
-    index = running.stale(writes)
-    if index is not None:
+    running = _threaded(signature)
+    index = None if running is None else running.stale(writes)
+    if running is not None and index is not None:
         place = recording.place_of(index)
         root = signature.root(index, running.call.names)
         kind = signature.layout.slots[index].kind.__name__

@@ -29,9 +29,9 @@ def vmap2(
     As `jax.jit(jax.vmap(fn))`, until a filter speaks. Usable as a decorator, with options and
     without; on a method in a class body, `self` is not counted and is shared by the lanes.
 
-    Called eagerly it is compiled, and not `jax.vmap(fn)`: that a name in `fn`, or in a helper of the same
-    program, is bound to something else is seen; that a dict, array or attribute which `fn` reaches has
-    changed in place is not. `jax.disable_jit()` runs it uncompiled.
+    Called eagerly it is compiled, and not `jax.vmap(fn)`: that a name in `fn`, or in a helper of the
+    same program, is bound to something else is seen; that a dict, array or attribute which `fn` reaches
+    has changed in place is not. `jax.disable_jit()` runs it uncompiled.
 
     A state goes in by the first filter of `state_in_axes` that matches; else a `NonBatchState` is
     broadcast; else a `RandomState` with one key, or with keys that the lanes share, is split, a key of

@@ -1,7 +1,8 @@
 """What the names in a function are bound to, outside its arguments: a compiled program depends on it.
 
-Bindings are followed into *helpers*: functions and classes of the same program, that is of the same top-level
-package or script, that a name leads to, and those that they lead to in turn. Libraries are not followed.
+Bindings are followed into *helpers*: functions and classes of the same program, that is of the same
+top-level package or script, that a name leads to, and those that they lead to in turn. Libraries are not
+followed.
 """
 
 import dis

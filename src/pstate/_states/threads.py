@@ -78,7 +78,8 @@ class _Local(threading.local):
     `catchers`: who collects new states.
     `recordings`: the open recordings, innermost last.
     `watch`: the body that is being compiled, or `None`.
-    `threaded`: the calls whose functions are running, innermost last, with the states that they thread.
+    `call`: the call whose function is about to run, with the states that it threads.
+    `threaded`: the calls whose functions are running, innermost last.
     `on_devices`: whether the body of a mapping over devices is running.
     `keep_packed`: whether packed trees stay packed where a call is put together.
     """
@@ -88,6 +89,7 @@ class _Local(threading.local):
     catchers: tuple[Any, ...] = ()
     recordings: tuple[Any, ...] = ()
     watch: Watch | None = None
+    call: Threaded | None = None
     threaded: tuple[Threaded, ...] = ()
     on_devices: bool = False
     keep_packed: bool = False
@@ -98,8 +100,21 @@ local = _Local()
 
 @contextmanager
 def threading_states(call: Any) -> Iterator[None]:
-    """While this lasts, the function of a call runs, which threads the states of the call."""
-    outer, local.threaded = local.threaded, (*local.threaded, Threaded(call))
+    """While this lasts, a call is prepared and run, which threads the states that it was given."""
+    outer, local.call = local.call, Threaded(call)
+    try:
+        yield
+    finally:
+        local.call = outer
+
+
+@contextmanager
+def listening(call: Threaded | None) -> Iterator[None]:
+    """While this lasts, the function of a call runs, and the call hears of reads."""
+    outer = local.threaded
+    if call is not None:
+        call.call.states  # noqa: B018 (looked up now: a node may take its states apart on the way)
+        local.threaded = (*outer, call)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 Each branch says which JAX release will let it go.
 """
 
+import inspect
 import threading
 from typing import Any
 
@@ -26,6 +27,48 @@ except ImportError:  # pragma: no cover
     from jax.experimental.shard import (  # pyright: ignore[reportMissingImports]
         reshard as reshard,
     )
+
+
+try:  # Public since JAX 0.9, as the successor of `pvary`; drop the fallback with JAX 0.8.
+    from jax.lax import pcast as _pcast  # pyright: ignore[reportAttributeAccessIssue]
+
+    PCAST = "jax.lax.pcast(state.value, {axes}, to='varying')"
+except ImportError:  # pragma: no cover
+    from jax.lax import pvary as _pvary  # pyright: ignore[reportAttributeAccessIssue]
+
+    PCAST = "jax.lax.pvary(state.value, {axes})"
+
+    def _pcast(x: Any, axis_name: Any, *, to: str) -> Any:
+        return _pvary(x, axis_name)
+
+
+def varies_over(x: Any) -> frozenset[Any]:
+    """The mesh axes over which a value in a `jax.shard_map` varies, by its type."""
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    manual = getattr(aval, "manual_axis_type", None)  # JAX 0.10; before, `vma`
+    found = getattr(aval, "vma", None) if manual is None else manual.varying
+    return found or frozenset()
+
+
+def manual_type(x: Any, ndim: int) -> dict[str, Any]:
+    """Keywords by which a `jax.ShapeDtypeStruct` of `ndim` axes varies over a mesh as `x` does."""
+    if not STRUCTS_VARY or not varies_over(x):
+        return {}
+    aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    manual: Any = aval
+    spec = jax.sharding.PartitionSpec(*[None] * ndim)
+    sharding = jax.sharding.NamedSharding(manual.sharding.mesh, spec)
+    return {"manual_axis_type": manual.manual_axis_type, "sharding": sharding}
+
+
+def as_varying(x: Any, axes: frozenset[Any]) -> Any:
+    """`x` as a value that varies over these mesh axes too."""
+    missing = tuple(sorted(axes - varies_over(x)))
+    return _pcast(x, missing, to="varying") if missing else x
+
+
+#: Whether a body can be traced for values that vary over a mesh. Drop this with JAX 0.9.
+STRUCTS_VARY = "manual_axis_type" in inspect.signature(jax.ShapeDtypeStruct.__init__).parameters
 
 
 def current_trace() -> Any:

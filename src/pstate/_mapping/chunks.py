@@ -14,6 +14,7 @@ import jax.random as jr
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
+from .._ground.versions import as_varying, varies_over
 from .lane_sharding import gathered, lane_sharding
 
 
@@ -62,7 +63,9 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
         lanes = [jax.ShapeDtypeStruct((chunk_size, *key.shape[1:]), key.dtype) for key in keys]
         shapes = jax.eval_shape(lambda p, k: at(p, k, 0, chunk_size), list(passed), lanes)
         shared = [
-            jnp.empty(s.shape, s.dtype) for s, axis in zip(shapes, out_axes, strict=True) if axis is None
+            as_varying(jnp.empty(s.shape, s.dtype), varies_over(s))
+            for s, axis in zip(shapes, out_axes, strict=True)
+            if axis is None
         ]
 
         def step(_: list[Any], xs: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:

@@ -15,7 +15,7 @@ import jax.tree_util as jtu
 from jax.extend.core import jaxpr_as_fun
 
 from .._calls.running import Run
-from .._ground.versions import NESTED_PMAP
+from .._ground.versions import NESTED_PMAP, STRUCTS_VARY, manual_type, varies_over
 from .._states.deferred import Deferred
 from .._states.keys import is_typed_key, split_for_lanes
 from .._states.threads import local
@@ -94,7 +94,14 @@ class Replay(Lanes):
 
     def _trace(self) -> None:
         passed = [self.leaves[i] for i in self.passed]
-        avals = _avals([x.get() if type(x) is Deferred else x for x in passed])
+        passed = [x.get() if type(x) is Deferred else x for x in passed]
+        if not STRUCTS_VARY and any(map(varies_over, passed)):
+            raise NotImplementedError(
+                f"{self.mapped.described.fn} is called in jax.shard_map on values that vary over the "
+                "mesh, and this version of JAX does not trace a chunk for them. Leave chunk_size out, "
+                "or pass check_vma=False to jax.shard_map."
+            )
+        avals = _avals(passed)
         lanes = [_lane_aval(a, axis) for a, axis in zip(avals, self.in_axes(), strict=True)]
         keys = _avals([_as_aval(self.leaves[i]) for i in self.keys_in])
         found: list[Any] = []
@@ -211,17 +218,18 @@ def _type(leaf: Any) -> Any:
 def _avals(leaves: list[Any]) -> list[Any]:
     avals = jax.eval_shape(lambda leaves: leaves, leaves)
     return [
-        _struct(aval.shape, aval, None if isinstance(x, jax.ShapeDtypeStruct) else explicit_sharding(x))
-        for aval, x in zip(avals, leaves, strict=True)
+        _struct(a.shape, a, None if isinstance(x, jax.ShapeDtypeStruct) else explicit_sharding(x), x)
+        for a, x in zip(avals, leaves, strict=True)
     ]
 
 
 def _as_aval(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **manual_type(leaf, len(leaf.shape)))
 
 
-def _struct(shape: Any, aval: Any, sharding: Any) -> Any:
-    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type, sharding=sharding)
+def _struct(shape: Any, aval: Any, sharding: Any, like: Any) -> Any:
+    given = {"sharding": sharding, **manual_type(like, len(shape))}
+    return jax.ShapeDtypeStruct(tuple(shape), aval.dtype, weak_type=aval.weak_type, **given)
 
 
 def _lane_aval(aval: Any, axis: int | None) -> Any:
@@ -229,7 +237,7 @@ def _lane_aval(aval: Any, axis: int | None) -> Any:
         return aval
     shape = list(aval.shape)
     del shape[axis]
-    return _struct(shape, aval, without_axis(aval.sharding, axis, len(aval.shape)))
+    return _struct(shape, aval, without_axis(aval.sharding, axis, len(aval.shape)), aval)
 
 
 def _stacked_aval(aval: Any, axis: int | None, n: int) -> Any:
@@ -238,4 +246,4 @@ def _stacked_aval(aval: Any, axis: int | None, n: int) -> Any:
     shape = list(aval.shape)
     axis %= len(shape) + 1
     shape.insert(axis, n)
-    return _struct(shape, aval, with_axis(aval.sharding, axis, len(aval.shape)))
+    return _struct(shape, aval, with_axis(aval.sharding, axis, len(aval.shape)), aval)

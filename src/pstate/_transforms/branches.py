@@ -21,7 +21,7 @@ from .._ground.errors import StateTypeError
 from .._ground.exact import exact_key
 from .._ground.public import public
 from .._trees.leaves import operand_mask
-from .carried_states import carried_states, same_type, shown_type
+from .carried_states import carried_states, refuse_varying, same_type, shown_type, varying
 from .control_flow import ControlFlow, FlowFunction, codes_of
 from .statements import shown_arguments
 
@@ -35,6 +35,7 @@ class _Found:
     out_leaves: list[Any]
     out_types: list[Any]
     state_types: list[Any]
+    varying: list[frozenset[Any]]
     reads: frozenset[int]
     writes: frozenset[int]
     echoed: tuple[tuple[int, str], ...]
@@ -107,6 +108,7 @@ class _Choosing:
             [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)],
             [_type(leaf) if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)],
             [jtu.tree_map(_type, value) for value in newest],
+            [varying(value) for value in newest],
             frozenset(representative[i] for i in run.reads),
             frozenset(representative[i] for i in run.writes),
             run.echoed,
@@ -127,6 +129,10 @@ class _Choosing:
                     "same shape and dtype in both, state.value = jnp.asarray(new, state.value.dtype), "
                     "or fill or reshape the state before."
                 )
+        for slot, a, b in zip(self.held.slots, one.varying, other.varying, strict=True):
+            for first, second in ((a, b), (b, a)):
+                what = "where it leaves one branch, and does where it leaves another"
+                refuse_varying(self.body, slot, first, second, what)
         self._refuse_other_output(one, other)
 
     def _refuse_other_output(self, one: _Found, other: _Found) -> None:
@@ -159,6 +165,8 @@ class _Chooser(ControlFlow):
     """A choice, called as a statement. `choose` is JAX's."""
 
     __slots__ = ("choose",)
+
+    _repeats = False
 
     choose: Callable[..., Any]
 

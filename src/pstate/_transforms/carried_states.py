@@ -17,6 +17,7 @@ from .._calls.flat_function import FlatFunction
 from .._calls.running import Run
 from .._ground.errors import StateTypeError
 from .._ground.values import short_dtype
+from .._ground.versions import PCAST, varies_over
 from .._trees.slots import Slot
 
 
@@ -69,6 +70,8 @@ def refuse_changed_states(
             continue
         slot = body.signature.layout.slots[index]
         before, after = slot.value(leaves), value
+        what = "and the body wrote one that does"
+        refuse_varying(body, slot, varying(before), varying(after), what)
         if not same_type(before, after):
             advice = (
                 "fill the state before the loop, with a value of that shape and dtype."
@@ -82,6 +85,24 @@ def refuse_changed_states(
                 f"{shown_type(before)}, and the body wrote {shown_type(after)}. A loop keeps types: "
                 f"{advice}"
             )
+
+
+def varying(value: Any) -> frozenset[Any]:
+    """The mesh axes over which a value in a `jax.shard_map` varies."""
+    return frozenset[Any]().union(*map(varies_over, jtu.tree_leaves(value)))
+
+
+def refuse_varying(
+    body: FlatFunction, slot: Slot, before: frozenset[Any], after: frozenset[Any], what: str
+) -> None:
+    """Raise where a held state varies over more of the mesh than the value that it has to agree with."""
+    axes = tuple(sorted(after - before))
+    if axes:
+        raise StateTypeError(
+            f"`{body.place(slot.index)}` ({slot.kind.__name__}) has a value in {body.described.fn} that "
+            f"does not vary over the mesh axes {axes}, {what}. Their types must agree: let it vary "
+            f"before, state.value = {PCAST.format(axes=axes)}."
+        )
 
 
 def same_type(before: Any, after: Any) -> bool:

@@ -19,7 +19,8 @@ import equinox as eqx
 import jax.tree_util as jtu
 
 from .._ground.values import is_leaf
-from .._trees.slots import states_of
+from .._states.state import is_state
+from .._trees.packed import Packed
 
 
 class Wrapper:
@@ -182,7 +183,9 @@ def carrier_depth(fn: Any) -> int:
 
 
 def _holds_states(tree: Any) -> bool:
-    return bool(states_of(tree))
+    # Not by flattening the states: whoever listens to a running call would take that for a read.
+    is_one = lambda x: is_state(x) or type(x) is Packed
+    return any(map(is_one, jtu.tree_leaves(tree, is_leaf=is_one)))
 
 
 def anchor_of(fn: Any) -> Any:

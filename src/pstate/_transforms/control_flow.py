@@ -5,23 +5,26 @@ cached, like a mapping; under a trace they are inlined.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .._calls.call import Call
-from .._calls.callables import Several
+from .._calls.callables import Several, carrier_of
 from .._calls.contract import Contract
 from .._calls.flat_function import FlatFunction
 from .._calls.lifting import Lifted
 from .._calls.notes import Note, arrays_of, taken_apart
+from .._calls.pure import Pure
 from .._calls.running import Run, Writes
+from .._calls.transform import code_of
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled
 from .._programs.entry import Entry
 from .._trees.packed import unpacked
+from .._trees.slots import root_name
 from .statements import Statement, callable_code
 
 
@@ -45,6 +48,14 @@ class ControlFlow(Statement, Compiled, Lifted):
     __slots__ = ()
 
     fun: Any  # a callable, or several
+    #: Whether the function is called once and again.
+    _repeats: ClassVar[bool] = True
+
+    def __init__(self, fun: Any, **options: Any):
+        super().__init__(fun, **options)
+        for one in self.fun.callables if isinstance(self.fun, Several) else (self.fun,):
+            if self._repeats and isinstance(one, Pure) and carrier_of(one) is not None:
+                raise TypeError(_border_message(one, self._code().partition("(")[0]))
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # A carry is taken apart and put together in the loop, and so must be a tree from the start.
@@ -73,6 +84,16 @@ class ControlFlow(Statement, Compiled, Lifted):
     def _make_entry(self, program: Any) -> Entry:
         name = self._code().removeprefix("ps.").partition("(")[0]
         return Entry(program, name, "Bind the function to the tree that holds it: ft.partial(f, tree).")
+
+
+def _border_message(fn: Pure, statement: str) -> str:
+    inner, root = code_of(fn.fun), root_name(carrier_of(fn))
+    return (
+        f"{statement} got {code_of(fn)}, which starts from the `{root}` that it was made of, each time "
+        "that it is called: nothing would go from one call to the next. Use the function itself, and "
+        "put the border around:\n"
+        f"    out, {root} = ps.pure(lambda {root}: {statement}({inner}, ...))({root})"
+    )
 
 
 def _converted(leaf: Any) -> Any:

@@ -224,7 +224,9 @@ def _avals(leaves: list[Any]) -> list[Any]:
 
 
 def _as_aval(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **manual_type(leaf, len(leaf.shape)))
+    # A key that is deferred itself belongs to lanes around these, and has no type of its own yet.
+    varying = {} if type(leaf) is Deferred else manual_type(leaf, len(leaf.shape))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **varying)
 
 
 def _struct(shape: Any, aval: Any, sharding: Any, like: Any) -> Any:

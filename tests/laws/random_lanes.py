@@ -66,6 +66,25 @@ def a_batch_of_keys(rng, scales):
     return ys, ps.RandomState(kept)
 
 
+def draw_from_each(rng, x):
+    tick()
+    return x + jax.vmap(jr.normal)(rng.value).sum()
+
+
+@case(
+    make=lambda: ps.vmap2(draw_from_each, in_axes=(None, 0)),
+    args=lambda: (ps.RandomState(jr.split(jr.key(2), 3)), jnp.arange(4.0)),
+    commutes=False,
+)
+def a_stack_of_keys_split_for_lanes(rng, xs):
+    keys = jax.vmap(lambda key: jr.split(key, 5), out_axes=1)(rng.value)
+    # As data, for the sake of JAX's check of key reuse.
+    impl, data = jr.key_impl(keys), jr.key_data(keys)
+    kept, own = (jr.wrap_key_data(part, impl=impl) for part in (data[0], data[1:]))
+    ys = jax.vmap(lambda key, x: x + jax.vmap(jr.normal)(key).sum())(own, xs)
+    return ys, ps.RandomState(kept)
+
+
 def never_draws(rng, x):
     tick()
     return x + 1

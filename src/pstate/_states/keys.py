@@ -43,7 +43,11 @@ def split_for_lanes(key: Any, n: int) -> tuple[Any, Any]:
     for _ in batch_shape(key):
         split = jax.vmap(split, out_axes=1)
     keys = split(key)
-    return keys[0], keys[1:]
+    if not is_typed_key(keys):
+        return keys[0], keys[1:]
+    # As data: JAX's check of key reuse takes a part of an array of keys for the whole of it.
+    impl, data = jr.key_impl(keys), jr.key_data(keys)
+    return jr.wrap_key_data(data[0], impl=impl), jr.wrap_key_data(data[1:], impl=impl)
 
 
 def as_key(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Integers that a program depends on: how many lanes, how many steps, which arguments.
+"""Integers that a program depends on: how many lanes, how many steps, which arguments; and their names.
 
 JAX takes for them any concrete integer, of Python, of NumPy or an array of its own, and so does pstate.
 Python's is what is kept. A traced integer is refused: a program cannot depend on what it computes.
@@ -64,6 +64,20 @@ def as_positions(value: Any, name: str) -> tuple[int, ...]:
             f"{name}=0. What goes by keyword has no position."
         )
     return tuple(i for i in several if i is not None)
+
+
+def as_names(value: Any, name: str) -> tuple[str, ...]:
+    """Names of arguments, one or several, as a tuple.
+
+    **Raises:** `TypeError` for what are none.
+    """
+    names = (value,) if isinstance(value, str) else value
+    names = tuple(names) if isinstance(names, Iterable) else (names,)
+    if not all(isinstance(each, str) for each in names):
+        raise TypeError(
+            f"{name} names arguments, by a string or several; got {value!r}. Write {name}='x'."
+        )
+    return names
 
 
 def as_argnums(value: Any, name: str = "argnums") -> int | tuple[int, ...] | None:

@@ -22,8 +22,3 @@ Filter = (
 
 #: Which states go along which axis, in priority order; a bare filter means `{0: filter}`.
 StateAxes = Mapping[Any, Any] | Filter
-
-
-def as_tuple(value: Any, single: type) -> tuple[Any, ...]:
-    """One of a type, or several, as a tuple."""
-    return (value,) if isinstance(value, single) else tuple(value)

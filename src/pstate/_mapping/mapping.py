@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 
+from .._calls.arguments import refuse_unknown, with_statics
 from .._calls.call import Call
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.giving_back import check_writes
 from .._calls.running import Writes
-from .._calls.signature import Static
 from .._calls.transform import Transform, code_of
 from .._ground.integers import Integer, Positions
 from .._ground.public import public
@@ -121,6 +121,7 @@ class StatefulMapping(Compiled):
             donate=donate,
         )
         super().__init__(fun, options=options)
+        refuse_unknown(self.fun, options.static_argnames, "static_argnames")
 
     @property
     def origin_fun(self) -> Callable[..., Any]:
@@ -160,27 +161,10 @@ class StatefulMapping(Compiled):
     # Calling ------------------------------------------------------------------------------------
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        if self.options.static_argnums or self.options.static_argnames:
-            args, kwargs = self._with_statics(args, kwargs)
+        argnums, argnames = self.options.static_argnums, self.options.static_argnames
+        if argnums or argnames:
+            args, kwargs = with_statics(self.fun, args, kwargs, argnums, argnames, code_of(self))
         return Call(self.fun, args, kwargs)
-
-    def _with_statics(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        n = len(args)
-        for number in self.options.static_argnums:
-            if not -n <= number < n:
-                raise ValueError(
-                    f"static_argnums={self.options.static_argnums} counts the arguments that the caller "
-                    f"passes, and {n} were passed to {code_of(self)}: positions {list(range(n))}. Write "
-                    f"static_argnums={max(n - 1, 0)}."
-                )
-        positions = {number % n for number in self.options.static_argnums}
-        args = tuple(_static(a, f"args[{i}]") if i in positions else a for i, a in enumerate(args))
-        kwargs = {
-            k: _static(v, k) if k in self.options.static_argnames else v for k, v in kwargs.items()
-        }
-        return args, kwargs
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         outer, local.call = local.call, Threaded(call)  # a context manager would cost a microsecond more
@@ -322,14 +306,3 @@ def _idle_writes(call: Call, meta: Meta, contract: Contract | None) -> set[int]:
     if contract is not None:
         return set()
     return {i for i in meta.soft if call.states[i]._cell is None}
-
-
-def _static(value: Any, place: str) -> Static:
-    try:
-        return Static(value)
-    except TypeError:
-        raise TypeError(
-            f"`{place}` is static and therefore part of the program, so it must be hashable; got "
-            f"{value!r} of type {type(value).__name__}. Pass a tuple for a list, or take it out of "
-            "static_argnums=(...)."
-        ) from None

@@ -10,8 +10,8 @@ import jax.tree_util as jtu
 
 from .._calls.code import as_code
 from .._ground.exact import Exact
-from .._ground.integers import Integer, Positions, as_count, as_positions
-from .._ground.typing import Filter, StateAxes, as_tuple
+from .._ground.integers import Integer, Positions, as_count, as_names, as_positions
+from .._ground.typing import Filter, StateAxes
 from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from ..filter import to_predicate
 from .chunks import prepare_chunks
@@ -160,7 +160,8 @@ def make_options(
     rules_in = parse_state_axes(state_in_axes, "state_in_axes")
     rules_out = parse_state_axes(state_out_axes, "state_out_axes", reducers=True)
     kwargs = dict(mapping_kwargs or {})
-    nums, names = as_positions(static_argnums, "static_argnums"), as_tuple(static_argnames, str)
+    nums = as_positions(static_argnums, "static_argnums")
+    names = as_names(static_argnames, "static_argnames")
     donated = as_positions(donate_argnums, "donate_argnums")
     key = (
         _prefix_key(in_axes, "in_axes"),

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .._calls.arguments import positions_of
 from .._calls.call import Call
 from .._calls.contract import Contract
 from .._calls.flat_function import FlatFunction
 from .._calls.notes import Note, Operand
-from .._calls.signature import ARGS
+from .._calls.signature import ARGS, KWARGS
 from .._ground.errors import UnmatchedFilterWarning
 from .._states.messages import warn
 
@@ -29,10 +30,11 @@ class Donation(FlatFunction):
 
     donate: Any
     donate_argnums: tuple[int, ...]
+    donate_argnames: tuple[str, ...]
 
     @property
     def donates(self) -> bool:
-        return self.donate is not None or bool(self.donate_argnums)
+        return self.donate is not None or bool(self.donate_argnums or self.donate_argnames)
 
     def donated(
         self, note: Note, outs: Sequence[Any], arrays: Sequence[Any], kept: Collection[Argument]
@@ -45,7 +47,7 @@ class Donation(FlatFunction):
         supply = iter(outs[len(outs) - sum(count for _, _, count in note.writes) :])
         written = {index: [next(supply) for _ in range(count)] for index, _, count in note.writes}
         self._warn_of_idle_donation(written)
-        by_argument = self._by_argument()
+        by_argument = self.by_argument()
         returned = {leaf.index for leaf in note.out_leaves if type(leaf) is Operand}
         static = {index for index, _ in self.statics}
         operands = [i for i in range(len(self.signature.layout.slot_of_leaf)) if i not in static]
@@ -56,7 +58,8 @@ class Donation(FlatFunction):
             and self._is_donated(leaf, arrays[position], written, by_argument, kept)
         )
 
-    def _by_argument(self) -> set[Argument]:
+    def by_argument(self) -> set[Argument]:
+        """The arguments that give up their buffers, whether or not somebody goes on with them."""
         n = self.signature.n_args
         for number in self.donate_argnums:
             if not -n <= number < n:
@@ -65,7 +68,10 @@ class Donation(FlatFunction):
                     f"that the caller passes, and {n} were passed: positions {list(range(n))}. Write "
                     "donate_argnums=(0,)."
                 )
-        return {(ARGS, number % n) for number in self.donate_argnums}
+        names = self.donate_argnames
+        positions = positions_of(self.described.names, n, self.donate_argnums, names)
+        by_keyword = {(KWARGS, name) for name in self.signature.keywords if name in names}
+        return {(ARGS, position) for position in positions} | by_keyword
 
     def _is_donated(
         self,

@@ -6,12 +6,13 @@ the output shares with the arguments is put in outside.
 
 import functools as ft
 import types
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.tree_util as jtu
 
+from .._calls.arguments import refuse_unknown, with_statics
 from .._calls.call import Call
 from .._calls.code import as_code
 from .._calls.contract import Contract
@@ -22,7 +23,8 @@ from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
-from .._ground.integers import Positions, as_positions
+from .._ground.exact import exact_key
+from .._ground.integers import Positions, as_names, as_positions
 from .._ground.public import public
 from .._ground.typing import Filter
 from .._ground.versions import is_eager, jit_is_disabled, trace_context
@@ -44,10 +46,11 @@ class _Program(Donation):
 class _JitEntry:
     """The compiled programs of calls of one structure, by the shapes of their operands."""
 
-    def __init__(self, program: _Program, name: str):
+    def __init__(self, program: _Program, name: str, compiler_options: dict[str, Any] | None):
         self.program = program
         self.flat = watched(program, name)
-        self.jitted = jax.jit(self.flat)
+        self.jit = ft.partial(jax.jit, compiler_options=compiler_options)
+        self.jitted = self.jit(self.flat)
         self._donating: dict[Any, tuple[tuple[int, ...], tuple[int, ...], Note, Any]] = {}
         self._by_donated: dict[tuple[int, ...], Any] = {}
 
@@ -106,7 +109,7 @@ class _JitEntry:
             donated = self.program.donated(note, outs, arrays, kept)
             jitted = self._by_donated.get(donated)
             if jitted is None:
-                jitted = self._by_donated[donated] = jax.jit(self.flat, donate_argnums=donated)
+                jitted = self._by_donated[donated] = self.jit(self.flat, donate_argnums=donated)
             used = _used(traced.jaxpr.jaxpr)
             idle = tuple(position for position in donated if position not in used)
             found = self._donating[key] = (donated, idle, note, jitted)
@@ -122,10 +125,27 @@ def _used(jaxpr: Any) -> set[int]:
 class Jit(Compiled, Lifted):
     """What `jit` returns: a compiled stateful function."""
 
-    __slots__ = ("donate", "donate_argnums")
+    __slots__ = (
+        "compiler_options",
+        "donate",
+        "donate_argnames",
+        "donate_argnums",
+        "static_argnames",
+        "static_argnums",
+    )
 
     donate: Any
     donate_argnums: tuple[int, ...]
+    donate_argnames: tuple[str, ...]
+    static_argnums: tuple[int, ...]
+    static_argnames: tuple[str, ...]
+    compiler_options: tuple[tuple[str, Any], ...]
+
+    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        argnums, argnames = self.static_argnums, self.static_argnames
+        if argnums or argnames:
+            args, kwargs = with_statics(self.fun, args, kwargs, argnums, argnames, code_of(self))
+        return Call(self.fun, args, kwargs)
 
     def _run_leaves(
         self, call: Call, leaves: list[Any], contract: Contract | None
@@ -149,8 +169,10 @@ class Jit(Compiled, Lifted):
         check_writes(call, contract, writes, lambda index: self._line(call, index))
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fun, donates = self.fun, self.donate is not None or self.donate_argnums
-        if type(fun) is not types.FunctionType or donates or not is_eager() or jit_is_disabled():
+        fun = self.fun
+        if type(fun) is not types.FunctionType or not is_eager() or jit_is_disabled():
+            return None
+        if self._donates() or self.static_argnums or self.static_argnames or self.compiler_options:
             return None
         packed = args[0]
         rest, treedef = jtu.tree_flatten((args[1:], kwargs))
@@ -187,22 +209,33 @@ class Jit(Compiled, Lifted):
         return out, updated(call, 0, writes)
 
     def _code(self) -> str:
-        donate = [] if self.donate is None else [f"donate={as_code(self.donate)}"]
-        if self.donate_argnums:
-            donate.append(f"donate_argnums={as_code(self.donate_argnums)}")
-        return f"ps.jit({', '.join([code_of(self.fun), *donate])})"
+        options = [f"{name}={as_code(value)}" for name, value in self._options().items()]
+        return f"ps.jit({', '.join([code_of(self.fun), *options])})"
+
+    def _donates(self) -> bool:
+        return bool(self.donate is not None or self.donate_argnums or self.donate_argnames)
+
+    def _options(self) -> dict[str, Any]:
+        """The options that are not the default."""
+        given = {name: getattr(self, name) for name in Jit._static}
+        given = {name: value for name, value in given.items() if value is not None and value != ()}
+        if self.compiler_options:
+            given["compiler_options"] = dict(self.compiler_options)
+        return given
 
     def _maker(self) -> Callable[[Any], Any]:
-        return ft.partial(jit, donate=self.donate, donate_argnums=self.donate_argnums)
+        return ft.partial(jit, **self._options())
 
     def _options_key(self) -> Hashable:
-        return Jit, self.donate, self.donate_argnums
+        donation = self.donate, self.donate_argnums, self.donate_argnames
+        return Jit, *donation, self.compiler_options and exact_key(self.compiler_options)
 
     def _program(self, call: Call) -> _Program:
-        return flat_function_of(call, code_of(self), _Program, self.donate, self.donate_argnums)
+        donation = self.donate, self.donate_argnums, self.donate_argnames
+        return flat_function_of(call, code_of(self), _Program, *donation)
 
     def _make_entry(self, program: _Program) -> _JitEntry:
-        return _JitEntry(program, self.__name__)
+        return _JitEntry(program, self.__name__, dict(self.compiler_options) or None)
 
 
 @public
@@ -212,6 +245,10 @@ def jit(
     *,
     donate: Filter = None,
     donate_argnums: Positions = (),
+    donate_argnames: str | Iterable[str] = (),
+    static_argnums: Positions = (),
+    static_argnames: str | Iterable[str] = (),
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Compile a stateful function.
 
@@ -229,14 +266,19 @@ def jit(
     - `donate_argnums`: positional arguments, as the caller counts them, whose buffers are given up, as
         in `jax.jit`. Where `pstate.pure` or a recording goes on with the argument, only the buffers of
         overwritten states are.
+    - `donate_argnames`: the same by name, one or several, however the arguments are passed.
+    - `static_argnums`, `static_argnames`: arguments that are part of the program, whole: a pytree, its
+        numbers and all. They must be hashable, and the function gets them as they are.
+    - `compiler_options`: as in `jax.jit`; for calls that are not inside another `jit`.
 
     **Returns:** a stateful function, called like `fn`. It has `lower(*args)`, `get_arg_cache_key(*args)`
     and `get_jaxpr_by_cache(key)`, as `StatefulMapping` has.
 
-    **Raises:** when called: `CapturedStateError` where the function reads a state that did not come in
-    through its arguments; `FrozenStateError` where a state was written and nobody takes the new value;
-    `StateError` for a buffer that was given up before; `TypeError` for an unhashable leaf that is no
-    array. A Python number that keeps changing, and compiling, gives a `RecompilationWarning`.
+    **Raises:** `ValueError` for a name that is no parameter. When called: `CapturedStateError` where the
+    function reads a state that did not come in through its arguments; `FrozenStateError` where a state
+    was written and nobody takes the new value; `StateError` for a buffer that was given up before;
+    `TypeError` for an unhashable leaf that is no array. A Python number that keeps changing, and
+    compiling, gives a `RecompilationWarning`.
 
     !!! example
 
@@ -250,7 +292,20 @@ def jit(
         >>> out.item(), counter["n"].value.item()
         (30, 3)
     """
-    if fn is None:
-        return lambda fn: jit(fn, donate=donate, donate_argnums=donate_argnums)
     chosen = None if donate is None else to_predicate(donate)
-    return Jit(fn, donate=chosen, donate_argnums=as_positions(donate_argnums, "donate_argnums"))
+    options = {
+        "donate": chosen,
+        "donate_argnums": as_positions(donate_argnums, "donate_argnums"),
+        "donate_argnames": as_names(donate_argnames, "donate_argnames"),
+        "static_argnums": as_positions(static_argnums, "static_argnums"),
+        "static_argnames": as_names(static_argnames, "static_argnames"),
+        "compiler_options": tuple((compiler_options or {}).items()),
+    }
+
+    def wrap(fn: Callable[..., Any]) -> Jit:
+        made = Jit(fn, **options)
+        for name in ("donate_argnames", "static_argnames"):
+            refuse_unknown(made.fun, options[name], name)
+        return made
+
+    return wrap if fn is None else wrap(fn)

@@ -50,6 +50,23 @@ class Pure(Transform):
         given = tuple([updated(call, carrier, writes) for carrier in carriers])
         return out, given if isinstance(argnums, tuple) else given[0]
 
+    def lower(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The program of a call of `ps.pure(ps.jit(f))`, lowered; see `pstate.jit`.
+
+        **Returns:** what has the methods of a `jax.stages.Lowered`; what its `compile()` gives is called
+        like this function, and returns `(out, updated)`.
+        """
+        inner: Any = self.fun
+        if not hasattr(inner, "_lower"):
+            code = code_of(inner)
+            raise TypeError(
+                f"{self!r} is not compiled as a whole, so there is no program to lower. Compile it: "
+                f"ps.pure(ps.jit({code})).lower(...), or jax.jit({self!r}).lower(...)."
+            )
+        call = inner._take_apart(args, kwargs)
+        carriers = carriers_of(call, self.argnums, lambda: code_of(inner))
+        return inner._lower(call, Contract(call, carriers, self.writes), self)
+
     def __repr__(self) -> str:
         argnums = [] if self.argnums is None else [f"argnums={as_code(self.argnums)}"]
         writes = [] if self.writes is ... else [f"writes={as_code(self.writes)}"]

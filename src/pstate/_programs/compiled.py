@@ -107,7 +107,8 @@ class Compiled(Transform):
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """The program of a call, lowered: a `jax.stages.Lowered`.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays. To be
+        compiled and called, lower `pstate.jit` of the function.
         """
         key = self.get_arg_cache_key(*args, **kwargs)
         return key.entry.lower(key.avals)

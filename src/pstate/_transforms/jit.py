@@ -14,12 +14,14 @@ import jax.tree_util as jtu
 
 from .._calls.arguments import refuse_unknown, with_statics
 from .._calls.call import Call
+from .._calls.callables import anchor_of
 from .._calls.code import as_code
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.giving_back import check_writes, updated
 from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
+from .._calls.pure import Pure
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.errors import CapturedStateError
@@ -34,6 +36,7 @@ from .._programs.donation import Argument, Donation, kept_arguments, with_buffer
 from .._programs.packed_calls import PackedProgram, packed_program
 from .._trees.leaves import kinds_of
 from ..filter import to_predicate
+from .ahead import Executable, Form, Given, Lowered
 
 
 class _Program(Donation):
@@ -73,11 +76,13 @@ class _JitEntry:
         """The program; a call that ran is not traced again."""
         return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
 
-    def lower(self, avals: Sequence[Any]) -> Any:
-        """The program, lowered."""
+    def lower(self, arrays: Sequence[Any], kept: frozenset[Argument]) -> tuple[Any, Given | None]:
+        """The program, lowered, and what it gives up."""
         if not self.program.donates:
-            return self._looked_at(lambda: self.jitted.lower(*avals))
-        return self._looked_at(lambda: self._donates(avals, frozenset())[-1].lower(*avals))
+            return self._looked_at(lambda: self.jitted.lower(*arrays)), None
+        donated, idle, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
+        given = Given(donated, idle, note, frozenset(self.program.by_argument()), kept)
+        return jitted.lower(*arrays), given
 
     def _looked_at(self, look: Callable[[], Any]) -> Any:
         try:
@@ -207,6 +212,27 @@ class Jit(Compiled, Lifted):
         self._refuse(call, note, Contract(call, (0,), ...))
         out, writes = note.result(arrays, operands)
         return out, updated(call, 0, writes)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """The program of a call, lowered: for its text, its cost, and to be compiled ahead of the call.
+
+        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+
+        **Returns:** what has the methods of a `jax.stages.Lowered`. Its `compile()` gives a stateful
+        function, called like this one, for arguments of this signature alone.
+        """
+        return self._lower(self._take_apart(args, kwargs), None, None)
+
+    def _lower(self, call: Call, contract: Contract | None, border: Pure | None) -> Lowered:
+        operands = call.kinds.operands(call.leaves)
+        lowered, given = self._entry(call).lower(operands, kept_arguments(call, contract))
+        form = Form.of(call, self._static_keys(call, anchor_of(self.fun)))
+
+        def executable(compiled: Any) -> Any:
+            made = Executable(self, compiled=compiled, form=form, given=given)
+            return made if border is None else made.within(border)
+
+        return Lowered(lowered, executable)
 
     def _code(self) -> str:
         options = [f"{name}={as_code(value)}" for name, value in self._options().items()]

@@ -11,7 +11,7 @@ import jax.tree_util as jtu
 import pytest
 
 import pstate as ps
-from pstate._trees.structures import ambiguity_of
+from pstate._trees.structures import Ambiguity
 
 
 class Model(eqx.Module):
@@ -167,6 +167,6 @@ def test_keys_of_dicts():
 
 def test_structures_without_numbers_cost_nothing():
     """Where nothing could be mixed up, structures are compared by JAX alone."""
-    assert not ambiguity_of(jtu.tree_structure(model("a name")))
-    assert not ambiguity_of(jtu.tree_structure(model(jax.nn.relu)))
-    assert ambiguity_of(jtu.tree_structure(model(3)))
+    assert not Ambiguity(jtu.tree_structure(model("a name")))
+    assert not Ambiguity(jtu.tree_structure(model(jax.nn.relu)))
+    assert Ambiguity(jtu.tree_structure(model(3)))

@@ -4,7 +4,6 @@
 - A write is given back, or written into a live state, or refused. Refusals come before any write.
 """
 
-import functools as ft
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -194,15 +193,19 @@ class _Outline:
         return self.treedef.unflatten(items)
 
 
-@ft.lru_cache(maxsize=4096)
 def _outline(signature: Signature, where: tuple[int, ...]) -> _Outline:
-    return _Outline(signature, where)
+    try:
+        return signature.outlines[where]
+    except KeyError:
+        return signature.outlines.setdefault(where, _Outline(signature, where))
 
 
-@ft.lru_cache(maxsize=4096)
 def _subtree(signature: Signature, where: tuple[int, ...]) -> tuple[Any, int, int]:
     """A subtree's structure, and the range of its leaves."""
-    return _descend(signature.treedef, where)
+    try:
+        return signature.subtrees[where]
+    except KeyError:
+        return signature.subtrees.setdefault(where, _descend(signature.treedef, where))
 
 
 def _descend(treedef: Any, where: tuple[int, ...]) -> tuple[Any, int, int]:

@@ -6,7 +6,6 @@ array.
 """
 
 import dataclasses
-import functools as ft
 import itertools as it
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from .._ground.paths import Path, to_path, to_place
 from .._states.state import is_state
 from .._trees.packed import Packed
 from .._trees.slots import Layout, layout_of, root_name
-from .._trees.structures import Ambiguity
+from .._trees.structures import PerStructure
 from .callables import Partial, Several, carrier_depth, carrier_of
 from .edits import Snapshot
 from .naming import Names
@@ -115,6 +114,9 @@ class Signature:
         #: For each slot, the argument that it stands in: `(group, position or name)`.
         self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
         self.arguments_with_states = frozenset(self.argument_of_slot)
+        #: What `giving_back.py` works out for its arguments, by where they stand.
+        self.outlines: dict[tuple[int, ...], Any] = {}
+        self.subtrees: dict[tuple[int, ...], Any] = {}
         #: Whether there are lists, dicts and the like, which the function could edit in place.
         self.has_containers = bool(Snapshot(call))
 
@@ -185,35 +187,8 @@ def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:
     return to_place("partial", within)
 
 
-class _Family:
-    """The signatures of structures that JAX takes for equal: one, unless static parts are ambiguous."""
-
-    def __init__(self, treedef: Any):
-        self._ambiguity = Ambiguity(treedef)
-        self._signatures: dict[Any, Signature] = {}
-
-    def signature(self, treedef: Any, call: Any) -> Signature:
-        exact = self._ambiguity.exact(treedef)
-        found = self._signatures.get(exact)
-        if found is None:
-            if len(self._signatures) >= _MAX_EQUAL:
-                self._signatures.clear()
-            found = self._signatures[exact] = Signature(treedef, exact, _unpacked(call))
-        return found
-
-
-#: How many signatures of equal structures are kept.
-_MAX_EQUAL = 256
-
-
-@ft.lru_cache(maxsize=4096)
-def _family_of(treedef: Any) -> _Family:
-    return _Family(treedef)
-
-
-def signature_of(treedef: Any, call: Any) -> Signature:
-    """The signature of a call `(callable, args, kwargs)`. Worked out once for each structure."""
-    return _family_of(treedef).signature(treedef, call)
+#: The signature of a call `(callable, args, kwargs)`, by its structure and itself.
+signature_of = PerStructure(lambda treedef, exact, call: Signature(treedef, exact, _unpacked(call)))
 
 
 def _unpacked(call: Any) -> Any:

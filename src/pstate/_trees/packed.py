@@ -23,7 +23,7 @@ from .flattening import collect, unflatten_frozen
 from .leaves import LeafKinds, kinds_of
 from .recording import freeze
 from .slots import layout_of, root_name, states_of
-from .structures import ambiguity_of
+from .structures import PerStructure
 
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Form:
     """The structure of a packed tree. `placeholders` are its states without values."""
 
-    __slots__ = ("_exact", "_hash", "name", "placeholders", "treedef")
+    __slots__ = ("__weakref__", "_exact", "_hash", "name", "placeholders", "treedef")
 
     is_exact = True
 
@@ -56,18 +56,8 @@ class Form:
         return repr(self.treedef)
 
 
-_forms: dict[Any, Form] = {}
-_MAX_FORMS = 1024
-
-
-def _form_of(treedef: Any, tree: Any) -> Form:
-    """The form of a tree, one for each structure, so that forms are compared by identity."""
-    key = treedef, ambiguity_of(treedef).exact(treedef)
-    if key not in _forms:
-        if len(_forms) >= _MAX_FORMS:
-            _forms.clear()
-        _forms[key] = Form(*key, tree)
-    return _forms[key]
+#: The form of a tree, by its structure and itself.
+_form_of = PerStructure(Form)
 
 
 @public

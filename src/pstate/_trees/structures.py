@@ -5,13 +5,17 @@ and of one with `2.0`. What is remembered for one of them must not serve the oth
 where something of another type could equal its static part.
 """
 
-import functools as ft
 import itertools as it
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .._ground.exact import Exact, exact_key
+from .._ground.remembering import remembered
+
+
+R = TypeVar("R")
 
 
 def node_data_of(treedef: Any) -> list[Any]:
@@ -55,10 +59,49 @@ class Ambiguity:
         return types, tuple([_exact(data[i]) for i in deep])
 
 
-@ft.lru_cache(maxsize=4096)
-def ambiguity_of(treedef: Any) -> Ambiguity:
-    """The ambiguity of a structure."""
-    return Ambiguity(treedef)
+class _Equal:
+    """What is known of structures that JAX takes for equal: one thing, unless they are ambiguous."""
+
+    __slots__ = ("ambiguity", "known")
+
+    def __init__(self, treedef: Any):
+        self.ambiguity = Ambiguity(treedef)
+        self.known: dict[Any, Any] = {}
+
+
+#: How much is kept of equal structures.
+_MAX_EQUAL = 256
+
+
+class PerStructure(Generic[R]):
+    """One object for each structure, so that structures are compared by the identity of that object.
+
+    `make` takes a structure, what tells it apart from its equals, and a tree of that structure. An
+    object lives as long as somebody has it; for calls in a row it is remembered.
+    """
+
+    def __init__(self, make: Callable[[Any, Any, Any], R]):
+        self._make = make
+        self._alive: weakref.WeakValueDictionary[Any, R] = weakref.WeakValueDictionary()
+        self._recent = remembered(_Equal)
+
+    def __call__(self, treedef: Any, tree: Any) -> R:
+        recent = self._recent(treedef)
+        exact = recent.ambiguity.exact(treedef)
+        try:
+            return recent.known[exact]
+        except KeyError:
+            found = self._found(treedef, exact, tree)
+        if len(recent.known) >= _MAX_EQUAL:
+            recent.known.clear()
+        recent.known[exact] = found
+        return found
+
+    def _found(self, treedef: Any, exact: Any, tree: Any) -> R:
+        found = self._alive.get((treedef, exact))
+        if found is None:
+            found = self._alive.setdefault((treedef, exact), self._make(treedef, exact, tree))
+        return found
 
 
 #: What nothing of another type equals.

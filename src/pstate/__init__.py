@@ -10,6 +10,7 @@ from ._ground.errors import (
     CapturedStateWarning as CapturedStateWarning,
     FrozenStateError as FrozenStateError,
     RecompilationWarning as RecompilationWarning,
+    StaleStateWarning as StaleStateWarning,
     StateError as StateError,
     StateTypeError as StateTypeError,
     StateWarning as StateWarning,

@@ -24,6 +24,9 @@ every_mapping = pytest.mark.parametrize(
     "case", [c for c in CASES if c.mapping], ids=lambda case: case.name
 )
 
+#: These laws call one function again and again on purpose, also one that is bound to its module.
+CALLED_AGAIN = pytest.mark.filterwarnings("ignore::pstate.StaleStateWarning")
+
 
 def assert_same(got: Any, expected: Any, exact: bool = True) -> None:
     """Trees agree in structure and values, keys and dtypes included."""
@@ -97,6 +100,7 @@ def test_untouched(case: Case):
 
 
 @every_case
+@CALLED_AGAIN
 def test_once(case: Case):
     """L6: one run of the body when cold, none when warm, and one under an outer trace."""
     args, kwargs = case.args(), case.kwargs()
@@ -243,6 +247,7 @@ ENGINES = {
 @every_mapping
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.filterwarnings("ignore:The jitted function .* includes a pmap")
+@CALLED_AGAIN
 def test_engines(case: Case, engine: str):
     """L5: `pmap2` and chunks agree with `vmap2`; keys bit for bit, floats to rounding."""
     if case.collective and engine != "pmap":
@@ -321,6 +326,7 @@ def test_an_exception_half_way(case: Case, monkeypatch: pytest.MonkeyPatch):
 
 
 @every_case
+@CALLED_AGAIN
 def test_threads(case: Case):
     """L9: eight threads give what one gives."""
     args, kwargs = case.args(), case.kwargs()

@@ -90,7 +90,7 @@ def _filled(fn: Any) -> list[str]:
 def name_of(fn: Any) -> str:
     """The callable as code: `Counter.__call__`, `step`, or `counter` for a module that is called."""
     carrier = carrier_of(fn)
-    if carrier is not None and is_callable_module(fn):
+    if carrier is not None and is_callable_module(fn) and not isinstance(fn, Method):
         return snake_case(type(fn).__name__)
     anchor = anchor_of(fn)
     if carrier is not None and not isinstance(carrier, Partial):

@@ -8,18 +8,24 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+from .._ground.errors import StaleStateWarning
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._ground.typing import Filter
+from .._ground.versions import current_trace
 from .._states.cell import Recording
+from .._states.messages import warn
 from .._states.threads import threading_states
 from .._trees.packed import Packed
+from .._trees.slots import root_name
 from ..filter import to_predicate
 from .call import Call
+from .callables import carrier_of
 from .code import as_code
 from .contract import Contract, carriers_of
 from .giving_back import line_giving_back, refuse_echo, updated
 from .running import Writes, run_body
+from .signature import FN
 from .transform import Transform, code_of
 
 
@@ -47,6 +53,8 @@ class Pure(Transform):
             contract.check_all(writes)
         else:
             out, writes = self._run(call, contract)
+        if writes and None in carriers:
+            self._warn_of_stale(call, writes)
         given = tuple([updated(call, carrier, writes) for carrier in carriers])
         return out, given if isinstance(argnums, tuple) else given[0]
 
@@ -66,6 +74,34 @@ class Pure(Transform):
         call = inner._take_apart(args, kwargs)
         carriers = carriers_of(call, self.argnums, lambda: code_of(inner))
         return inner._lower(call, Contract(call, carriers, self.writes), self)
+
+    def _warn_of_stale(self, call: Call, writes: Writes) -> None:
+        """Warn, once, where the bound module was written before, and is as it was at first.
+
+        Only calls in one trace follow each other: JAX runs a body anew for other shapes, say.
+        """
+        own, trace = self.__dict__, current_trace()
+        wrote = own.get(_WROTE)
+        bound = [i for i in writes if call.signature.argument_of_slot[i] == (FN, None)]
+        if not bound or wrote is _TOLD or call.is_live:
+            return
+        if wrote != trace:
+            own[_WROTE] = trace
+            return
+        own[_WROTE] = _TOLD
+        root = root_name(carrier_of(self.fun))
+        warn(
+            f"{self._code()} was called again. Each call starts from the `{root}` that it was made of, "
+            f"and what the last one wrote to `{call.place(bound[0])}` is not in it. Go on from the "
+            f"`{root}` that came back; nothing is compiled anew:\n"
+            f"    {line_giving_back(call, code_of(self._remade), bound[0])}",
+            StaleStateWarning,
+        )
+
+    @property
+    def _remade(self) -> Any:
+        """What a loop makes anew of the module that came back."""
+        return self.fun
 
     def __repr__(self) -> str:
         argnums = [] if self.argnums is None else [f"argnums={as_code(self.argnums)}"]
@@ -94,6 +130,11 @@ class Pure(Transform):
         contract.refuse_edits(run.edited, recording.title)
         refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))
         return run.out, run.writes
+
+
+#: Where a bound function notes the trace in which it wrote to its module, and that it has warned.
+_WROTE = "wrote"
+_TOLD = object()
 
 
 class _Nothing:
@@ -151,9 +192,12 @@ def pure(
     to_predicate(writes)
     if fn is None:
         return lambda fn: pure(fn, argnums=argnums, writes=writes)
-    if isinstance(fn, Pure):
-        raise TypeError(
-            f"{code_of(fn)} is pure already: it returns (out, tree) and writes nothing. Call it as "
-            "it is."
-        )
+    inner = fn
+    while isinstance(inner, Transform):
+        if isinstance(inner, Pure):
+            raise TypeError(
+                f"{code_of(fn)} is pure already: it returns (out, tree) and writes nothing. Call it as "
+                "it is."
+            )
+        inner = inner.fun
     return Pure(fn, argnums=argnums, writes=writes if writes is ... else to_predicate(writes))

@@ -60,6 +60,11 @@ class CapturedStateWarning(StateWarning):
 
 
 @public
+class StaleStateWarning(StateWarning):
+    """A bound function that writes is called again, and starts from the same module as before."""
+
+
+@public
 class UnmatchedFilterWarning(StateWarning):
     """A filter under an axis matches no state of the call; nearly always a typo."""
 

@@ -186,6 +186,12 @@ class PureExecutable(Pure):
 
     __slots__ = ()
 
+    @property
+    def _remade(self) -> Any:
+        # `jit` itself, which compiles once more: an executable cannot be made of another module.
+        executable: Any = self.fun
+        return executable.fun
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)

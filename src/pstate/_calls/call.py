@@ -6,6 +6,7 @@ call apart, here; run something on the leaves that says which states were writte
 """
 
 import operator
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ from .._trees.slots import states_of
 from .naming import Names, names_of
 from .signature import Signature, signature_of
 
+
+#: What JAX says of a buffer that is gone.
+_GIVEN_UP = re.compile("^Array has been deleted with shape=|buffer has been deleted or donated", re.I)
 
 _tag_of = operator.attrgetter("_tag")
 
@@ -131,6 +135,14 @@ class Call:
             writes,
         )
 
+    def explain(self, error: Exception, fn_code: Callable[[], str]) -> None:
+        """Say more where an error is JAX's about a buffer that was given up. Any other is the user's.
+
+        **Raises:** `StateError`.
+        """
+        if _GIVEN_UP.search(str(error)):
+            self.refuse_deleted(fn_code)
+
     def refuse_deleted(self, fn_code: Callable[[], str]) -> None:
         """Raise if a buffer of the call was donated before."""
         for leaf, key_path in zip(self.leaves, self.signature.layout.key_path_of_leaf, strict=True):
@@ -141,4 +153,4 @@ class Call:
                     f"`{place}` was donated to an earlier call and its buffer is gone, so "
                     f"{fn_code()} cannot read it. Go on with the tree that the earlier call gave back, "
                     "or do not donate: leave donate and donate_argnums out."
-                )
+                ) from None

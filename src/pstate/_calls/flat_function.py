@@ -9,10 +9,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .._ground.paths import to_place
 from .._states.cell import Cell, Recording
 from .._trees.guard import Guard
 from .call import Call
-from .callables import anchor_of
+from .callables import anchor_of, anchors_of
+from .presenting import Source, presented
 from .running import Run, run_body
 from .signature import FN, Described, Signature
 
@@ -63,11 +65,12 @@ class FlatFunction:
         aliases: tuple[tuple[int, int], ...] | None = None,
         refuse: Callable[[Cell], None] | None = None,
         data: Callable[[int], str | None] | None = None,
+        lines: dict[int, str] | None = None,
     ) -> Recording:
         """A recording for one run. Filters and messages see the states as they came in.
 
-        `refuse` raises where a write is not allowed for a reason of the caller's own; `data` is that of
-        the recording.
+        `refuse` raises where a write is not allowed for a reason of the caller's own; `data` and `lines`
+        are those of the recording.
         """
         signature = self.signature
         aliases = self.aliases if aliases is None else aliases
@@ -83,13 +86,48 @@ class FlatFunction:
                 refuse(cell)
             guard(cell)
 
-        return Recording(self.place, guard=check, title=self.described.fn, data=data, aliases=aliases)
+        title = self.described.fn
+        return Recording(self.place, guard=check, title=title, data=data, aliases=aliases, lines=lines)
 
     def aliases_within(self, which: int) -> tuple[tuple[int, int], ...]:
         """The aliases that a run of one of several callables can see."""
         arguments = self.signature.argument_of_slot
         seen = [group != FN or position == which for group, position in arguments]
         return tuple((a, b) for a, b in self.aliases if seen[a] and seen[b])
+
+    def presented(
+        self,
+        function: Callable[..., Any],
+        operands: Sequence[int] | None = None,
+        *,
+        which: int = 0,
+        name: str | None = None,
+        more: Sequence[str] = (),
+    ) -> Callable[..., Any]:
+        """`function`, a new object, as JAX is to speak of it: as the user's function.
+
+        `operands` are the leaves of the call that its arguments have, in order; all that are no statics,
+        unless given. `which` counts several callables; `more` names arguments after the operands.
+        """
+        source = self.described.sources[which]
+
+        def names() -> list[str]:
+            chosen = self._operands() if operands is None else operands
+            return [*map(self._place_of_leaf, chosen), *more]
+
+        return presented(function, source, name or source.__name__, names)
+
+    def _operands(self) -> list[int]:
+        static = {index for index, _ in self.statics}
+        return [i for i in range(len(self.signature.layout.key_path_of_leaf)) if i not in static]
+
+    def _place_of_leaf(self, index: int) -> str:
+        """A leaf as code, `counter.layers[0].count.value`."""
+        layout = self.signature.layout
+        slot, key_path = layout.slot_of_leaf[index], layout.key_path_of_leaf[index]
+        if slot is None:
+            return self.place_of(key_path)
+        return to_place(f"{self.place(slot.index)}.value", key_path[len(slot.key_path) :])
 
     def run(self, leaves: Sequence[Any]) -> Run:
         """Run the function on all leaves of a call."""
@@ -104,5 +142,6 @@ def flat_function_of(
     statics = tuple(
         (i, ANCHOR if call.leaves[i] is anchor else call.leaves[i]) for i in call.kinds.statics
     )
-    described = Described(call.names, fn_code, first_is_tree)
+    sources = tuple(map(Source, anchors_of(call.fn)))
+    described = Described(call.names, fn_code, sources, first_is_tree)
     return cls(call.signature, statics, anchor_ref(anchor), call.aliases, described, *more)

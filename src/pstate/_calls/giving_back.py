@@ -11,7 +11,8 @@ import jax.tree_util as jtu
 
 from .._ground.errors import AliasedStateError, FrozenStateError
 from .._ground.values import copy, is_leaf
-from .._states.messages import describe
+from .._states.messages import WITHOUT_DRAWS, describe
+from .._states.random_state import RandomState
 from .._states.state import State, is_state, make_frozen
 from .._states.threads import local
 from .._trees.flattening import unflatten_frozen
@@ -42,10 +43,11 @@ def check_writes(
     frozen = [index for index in writes if states[index]._cell is None]
     if frozen:
         index = frozen[0]
+        more = f"\n{WITHOUT_DRAWS}" if isinstance(states[index], RandomState) else ""
         raise FrozenStateError(
             f"`{call.place(index)}` ({type(states[index]).__name__}) was written, and nobody "
             "takes the new value: the function was called outside `pure` and outside a "
-            f"recording. Take the changed tree back:\n    {line(index)}"
+            f"recording. Take the changed tree back:\n    {line(index)}{more}"
         )
     for index in writes:
         states[index]._cell.check_writable(type(states[index]).__name__)

@@ -51,8 +51,8 @@ class Lifted(Transform):
         if not call.kinds.has_deferred:
             try:
                 return self._run_leaves(call, call.leaves, contract)
-            except (RuntimeError, ValueError):
-                call.refuse_deleted(self._code)
+            except (RuntimeError, ValueError) as error:
+                call.explain(error, self._code)
                 raise
         leaves = [x.tentative() if type(x) is Deferred else x for x in call.leaves]
         try:

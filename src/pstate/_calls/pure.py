@@ -11,6 +11,7 @@ from typing import Any
 from .._ground.errors import StaleStateWarning
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
+from .._ground.tracebacks import hide_own_frames
 from .._ground.typing import Filter
 from .._ground.versions import current_trace
 from .._states.cell import Recording
@@ -38,25 +39,30 @@ class Pure(Transform):
     writes: Filter
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        inner, argnums = self.fun, self.argnums
-        is_transform = isinstance(inner, Transform)
-        if is_transform and args and type(args[0]) is Packed:
-            usual = self.writes is ... and argnums in (None, 0)
-            found = inner._call_packed(args, kwargs) if usual else None
-            if found is not None:
-                return found
-        call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs)
-        carriers = carriers_of(call, argnums, lambda: code_of(inner))
-        contract = Contract(call, carriers, self.writes)
-        if is_transform:
-            out, writes = inner._run(call, contract)
-            contract.check_all(writes)
-        else:
-            out, writes = self._run(call, contract)
-        if writes and None in carriers:
-            self._warn_of_stale(call, writes)
-        given = tuple([updated(call, carrier, writes) for carrier in carriers])
-        return out, given if isinstance(argnums, tuple) else given[0]
+        __tracebackhide__ = True
+        try:
+            inner, argnums = self.fun, self.argnums
+            is_transform = isinstance(inner, Transform)
+            if is_transform and args and type(args[0]) is Packed:
+                usual = self.writes is ... and argnums in (None, 0)
+                found = inner._call_packed(args, kwargs) if usual else None
+                if found is not None:
+                    return found
+            call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs)
+            carriers = carriers_of(call, argnums, lambda: code_of(inner))
+            contract = Contract(call, carriers, self.writes)
+            if is_transform:
+                out, writes = inner._run(call, contract)
+                contract.check_all(writes)
+            else:
+                out, writes = self._run(call, contract)
+            if writes and None in carriers:
+                self._warn_of_stale(call, writes)
+            given = tuple([updated(call, carrier, writes) for carrier in carriers])
+            return out, given if isinstance(argnums, tuple) else given[0]
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def lower(self, /, *args: Any, **kwargs: Any) -> Any:
         """The program of a call of `ps.pure(ps.jit(f))`, lowered; see `pstate.jit`.
@@ -124,8 +130,8 @@ class Pure(Transform):
             # What is read by closure here is the tree from before: a value, and no part of the call.
             with threading_states(_NOTHING):
                 run = run_body(call.signature, call.leaves, recording, call.place_of)
-        except (RuntimeError, ValueError):
-            call.refuse_deleted(self._code)
+        except (RuntimeError, ValueError) as error:
+            call.explain(error, self._code)
             raise
         contract.refuse_edits(run.edited, recording.title)
         refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))

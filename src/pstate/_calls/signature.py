@@ -21,6 +21,7 @@ from .._trees.structures import PerStructure
 from .callables import Partial, Several, carrier_depth, carrier_of
 from .edits import Snapshot
 from .naming import Names
+from .presenting import Source
 
 
 #: The groups of a call.
@@ -29,10 +30,14 @@ FN, ARGS, KWARGS = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A call as messages speak of it: names of parameters, and code of the transform and call."""
+    """A call as messages speak of it.
+
+    Names of parameters; code of the transform and call; and the functions at the heart of it.
+    """
 
     names: Names
     fn: str
+    sources: tuple[Source, ...]
     first_is_tree: bool = False
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import jax.tree_util as jtu
 
+from .._ground.tracebacks import hide_own_frames
 from .call import Call
 from .callables import Method, Wrapper, anchor_of, as_tree, as_users
 from .contract import Contract
@@ -87,10 +88,15 @@ class Transform(Wrapper):
     # Calling ------------------------------------------------------------------------------------
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        call = self._take_apart(args, kwargs)
-        out, writes = self._run(call)
-        write_back(call, writes, lambda index: self._line(call, index))
-        return out
+        __tracebackhide__ = True
+        try:
+            call = self._take_apart(args, kwargs)
+            out, writes = self._run(call)
+            write_back(call, writes, lambda index: self._line(call, index))
+            return out
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return Call(self.fun, args, kwargs)

@@ -8,6 +8,7 @@ import jax
 from .._ground.errors import CapturedStateError
 from .._ground.versions import trace_context
 from .._programs.capturing import BROADCAST_ADVICE, Captured, captured_message, watched
+from .._programs.runtime_errors import awaited, has_callback
 from .lanes import Meta
 
 
@@ -27,6 +28,8 @@ class DeviceEntry:
         leaves = self.program.leaves(arrays)
         replay = self.replay(arrays, leaves)
         check(replay.found)
+        if has_callback(replay.jaxpr.jaxpr):
+            return awaited(lambda: replay.run_on(leaves))
         return replay.run_on(leaves)
 
     def replay(self, arrays: list[Any], leaves: list[Any]) -> Any:
@@ -45,7 +48,8 @@ class DeviceEntry:
     def lower(self, avals: Sequence[Any]) -> Any:
         """The program of all devices, lowered."""
         try:
-            return jax.jit(watched(self.program, self.name)).lower(*avals)
+            shown = self.program.presented(watched(self.program), name=self.name)
+            return jax.jit(shown).lower(*avals)
         except Captured as captured:
             raise CapturedStateError(
                 captured_message(self.program.described.fn, captured.shown, BROADCAST_ADVICE)
@@ -53,7 +57,7 @@ class DeviceEntry:
 
     def _trace(self, leaves: list[Any]) -> Any:
         try:
-            return watched(self.program.replay, self.name)(leaves)
+            return watched(self.program.replay)(leaves)
         except Captured as captured:
             raise CapturedStateError(
                 captured_message(self.program.described.fn, captured.shown, BROADCAST_ADVICE)

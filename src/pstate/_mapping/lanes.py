@@ -93,7 +93,8 @@ class Lanes:
             leaves[index] = value
         for slot in self.split:
             leaves[slot.start] = self._deferred(lane_key(slot.index), slot.index, slot.start, anywhere)
-        recording = self.mapped.recording(self.leaves)
+        lines: dict[int, str] = {}
+        recording = self.mapped.recording(self.leaves, lines=lines)
         try:
             run = run_body(self.signature, leaves, recording, self.mapped.place_of)
         except NameError as error:
@@ -102,7 +103,7 @@ class Lanes:
         if run.aliased_out is not None:
             raise AliasedStateError(alias_message(*run.aliased_out))
         outputs = Outputs(
-            self.mapped, self.leaves, self.plan, run, frozenset(drawn), lenient=self.wants_rows
+            self.mapped, self.leaves, self.plan, run, frozenset(drawn), lines, lenient=self.wants_rows
         )
         return run, outputs
 

@@ -7,7 +7,8 @@ that stand in the output take `state_out_axes`, then their kind (`NonBatchState`
 
 import dataclasses
 import functools as ft
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax.tree_util as jtu
@@ -93,6 +94,7 @@ class Outputs:
         plan: InPlan,
         run: Run,
         split: frozenset[int],
+        lines: Mapping[int, str],
         lenient: bool = False,
     ):
         self._program = program
@@ -102,13 +104,14 @@ class Outputs:
         self._plan = plan
         self._run = run
         self._split = split
+        self._lines = lines
         #: What would raise; only where `lenient` says to go on, as `explain` does.
         self.problems: list[str] = []
         self._lenient = lenient
         self._matched: set[Rule] = set()
         try:
             self.leaving, self.out_leaves, self.out_treedef = self._output()
-            self.written = [self._state(index) for index in sorted(set(run.writes) | split)]
+            self.written = [self._written(index) for index in sorted(set(run.writes) | split)]
         except BatchAxisError as error:
             raise with_more(error, self._unmatched()) from None
 
@@ -133,7 +136,8 @@ class Outputs:
             differ = [bool(leaf.undeclared) for leaf in asked]
         for leaf, differs in zip(asked, differ, strict=True):
             if differs:
-                self._differs(leaf)
+                with self._telling_the_line(self._slot_of(leaf)):
+                    self._differs(leaf)
         self._warn_of_growth()
         for message in self._unmatched():
             warn(message, UnmatchedFilterWarning)
@@ -195,6 +199,25 @@ class Outputs:
         return _by_out_axes(leaf, axis, place)
 
     # States that were written ---------------------------------------------------------------------
+
+    def _written(self, index: int) -> Written:
+        with self._telling_the_line(index):
+            return self._state(index)
+
+    @contextmanager
+    def _telling_the_line(self, index: int | None) -> Iterator[None]:
+        """Add to an error about a state the line in which it was written."""
+        try:
+            yield
+        except BatchAxisError as error:
+            if index is not None and index in self._lines:
+                place = self._program.place(index)
+                error.add_note(f"`{place}` was written here:\n{self._lines[index]}")
+            raise
+
+    def _slot_of(self, leaf: Leaving) -> int | None:
+        """The slot that a leaf is written to; `None` where it is one of the output."""
+        return next((w.index for w in self.written if any(one is leaf for one in w.leaves)), None)
 
     def _state(self, index: int) -> Written:
         slot = self._signature.layout.slots[index]

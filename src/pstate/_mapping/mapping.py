@@ -21,6 +21,7 @@ from .._calls.running import Writes
 from .._calls.transform import Transform, code_of
 from .._ground.integers import Integer, Positions
 from .._ground.public import public
+from .._ground.tracebacks import hide_own_frames
 from .._ground.typing import Filter, StateAxes
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled, aval
@@ -190,8 +191,8 @@ class StatefulMapping(Compiled):
             return self._entry(call).run(operands, lambda meta: self._check(call, meta, contract))
         try:
             return self._entry(call).run(operands)
-        except (RuntimeError, ValueError):
-            call.refuse_deleted(self._code)
+        except (RuntimeError, ValueError) as error:
+            call.explain(error, self._code)
             raise
 
     def _check(self, call: Call, meta: Meta, contract: Contract | None) -> None:
@@ -282,8 +283,13 @@ class Lane(Transform):
     index: int
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        out, _ = self._run(self._take_apart(args, kwargs))
-        return out
+        __tracebackhide__ = True
+        try:
+            out, _ = self._run(self._take_apart(args, kwargs))
+            return out
+        except BaseException as error:
+            hide_own_frames(error)
+            raise
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self.fun._take_apart(args, kwargs)

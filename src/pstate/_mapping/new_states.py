@@ -14,6 +14,7 @@ from .._calls.pure import pure
 from .._ground.integers import Integer, as_index, refuse_traced
 from .._ground.paths import Path, to_path
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._ground.typing import PyTree, StateAxes
 from .._states.catching import catch_new_states
 from .._states.keys import is_raw_key, is_typed_key
@@ -31,6 +32,7 @@ NewStates = dict[int | None, dict[Path, State]]
 
 
 @public
+@short_tracebacks
 def vmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],
@@ -74,6 +76,7 @@ def vmap2_new_states(
 
 
 @public
+@short_tracebacks
 def pmap2_new_states(
     module: PyTree,
     init_kwargs: dict[str, Any],

@@ -122,7 +122,8 @@ class Replay(Lanes):
         env = [] if self.axis_name is None else [(self.axis_name, self.n_lanes)]
         outer, local.on_devices = local.on_devices, self.options.on_devices or local.on_devices
         try:
-            self.jaxpr = jax.make_jaxpr(lane, axis_env=env)(lanes, keys)
+            shown = self.mapped.presented(lane, [*self.passed, *self.keys_in])
+            self.jaxpr = jax.make_jaxpr(shown, axis_env=env)(lanes, keys)
         finally:
             local.on_devices = outer
         run, outputs, self.out_impls = found

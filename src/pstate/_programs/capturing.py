@@ -15,7 +15,7 @@ class Captured(Exception):  # noqa: N818 (never leaves the package)
         self.shown = shown
 
 
-def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def watched(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, raising `Captured` after its run if it read a captured state.
 
     The run is finished first: model code may catch exceptions, and must not swallow this one.
@@ -32,7 +32,6 @@ def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             raise Captured(describe(captured))
         return result
 
-    traced.__name__ = traced.__qualname__ = name
     return traced
 
 

@@ -8,6 +8,7 @@ import jax
 from .._ground.errors import CapturedStateError, CapturedStateWarning
 from .._states.messages import warn
 from .capturing import BROADCAST_ADVICE, Captured, captured_message, watched
+from .runtime_errors import CompiledFunction
 
 
 class Entry:
@@ -20,7 +21,8 @@ class Entry:
         self.program = program
         self.advice = advice
         self.uncompiled = False
-        self.jitted = jax.jit(watched(program, name))
+        self.jitted = jax.jit(program.presented(watched(program), name=name))
+        self._compiled = CompiledFunction(self.jitted)
 
     def jaxpr(self, avals: Sequence[Any]) -> Any:
         """The program; a call that ran is not traced again."""
@@ -41,7 +43,7 @@ class Entry:
     def run(self, arrays: list[Any]) -> Any:
         if not self.uncompiled:
             try:
-                return self.jitted(*arrays)
+                return self._compiled.call(*arrays)
             except Captured as captured:
                 self.uncompiled = True
                 warn(

@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._ground.errors import FrozenStateError, TraceScopeError
+from .._ground.tracebacks import users_line
 from .._ground.values import copy, same
 from .._ground.versions import current_trace
 from .deferred import Deferred
+from .raw_transforms import trace_message
 from .threads import local
 
 
@@ -43,7 +45,8 @@ class Recording:
     `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
     `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
     recording. `data` says of an index whether its state stays frozen, and what to say of a write to it.
-    `aliases` are pairs of indices at which one state stands twice.
+    `aliases` are pairs of indices at which one state stands twice. `lines` hears where each state was
+    written last, if somebody wants to know.
     """
 
     __slots__ = (
@@ -53,6 +56,7 @@ class Recording:
         "data",
         "frozen",
         "guard",
+        "lines",
         "original",
         "place_of",
         "thread",
@@ -71,8 +75,10 @@ class Recording:
         title: str = "the recording",
         data: Callable[[int], str | None] | None = None,
         aliases: Sequence[tuple[int, int]] = (),
+        lines: dict[int, str] | None = None,
     ):
         self.data = data
+        self.lines = lines
         self._first = {b: a for a, b in sorted(aliases, reverse=True)}
         self.cells: list[Cell] = []
         self.closed = False
@@ -163,6 +169,9 @@ class Cell:
         self.handed_out = [(held, value) for held, _ in self.handed_out if same(held, value)]
         self.value = value
         self.written = True
+        lines = self.recording.lines
+        if lines is not None:
+            lines[self.index] = users_line()
 
     def check_writable(self, kind: str) -> None:
         """Raise unless a write here and now is recorded."""
@@ -181,15 +190,7 @@ class Cell:
                 "out, tree = ps.pure(f)(tree)."
             )
         if current_trace() != recording.trace:
-            raise TraceScopeError(
-                f"`{self.place}` ({kind}) was written under a JAX trace inside {recording.title}: a "
-                "function that a transform runs (jax.vmap, jax.jit, jax.grad, a loop, a branch) closed "
-                "over it, and the write would leak a tracer. Pass the tree through the transform and "
-                "take it back:\n"
-                "    out, tree = jax.jit(ps.pure(f))(tree, x)\n"
-                "or bind the function to it, where the transform is one of pstate's:\n"
-                "    ys = ps.for_loop(ft.partial(f, tree), xs)"
-            )
+            raise TraceScopeError(trace_message(self.place, kind, recording))
         if recording.guard is not None:
             recording.guard(self)
 

@@ -5,7 +5,9 @@ import sys
 import warnings
 from typing import Any
 
+from .._ground.tracebacks import users_frame
 from .cell import Cell, Link
+from .raw_transforms import copy_message
 from .threads import local
 
 
@@ -28,14 +30,10 @@ def _origin(state: Any) -> Cell | None:
 
 
 def frozen_message(state: Any) -> str:
-    if _origin(state) is not None:
-        return (
-            f"{describe(state)} was written through a changed copy of its live tree (by "
-            "jax.tree.map, a raw transform, or eqx.tree_at), so the write would be lost. Write to "
-            "the live tree itself, or record the copy:\n"
-            "    out, copied = ps.pure(f)(copied)"
-        )
-    original = _original_message(state)
+    origin = _origin(state)
+    if origin is not None:
+        return copy_message(origin.place, type(state).__name__)
+    original = _original_message(state) or _foreign_message(state, "written")
     if original:
         return original
     return (
@@ -69,6 +67,34 @@ def _original_message(state: Any) -> str:
     return ""
 
 
+def draw_message(state: Any) -> str:
+    """What to say of a draw that nobody records."""
+    return (
+        _foreign_message(state, "drawn from")
+        or f"`{state!r}` was drawn from outside a recording. A draw replaces the key, so it happens in "
+        "a function that `pure` runs, which gives the advanced state back:\n"
+        f"    draw, rng = ps.pure(lambda rng: rng.normal())(rng)\n{WITHOUT_DRAWS}"
+    )
+
+
+#: What else may be meant where a state is drawn from.
+WITHOUT_DRAWS = (
+    "Where nothing shall be drawn, as by dropout in evaluation: model = eqx.nn.inference_mode(model)."
+)
+
+
+def _foreign_message(state: Any, what: str) -> str:
+    """What to say of a frozen state in a running function that got live ones."""
+    if not local.recordings or local.recordings[-1].original is not None:
+        return ""
+    return (
+        f"`{state!r}` was {what} in a function of {local.recordings[-1].title}, and came in by none of "
+        "its arguments: it was made in the function, or read by closure. Take a state of the tree from "
+        "the argument. One that is made here is not live: make it with its value, ps.State(value), or "
+        "make another, state = state.replace(value)."
+    )
+
+
 def empty_message(state: Any) -> str:
     return (
         f"{describe(state)} is empty and was read. Fill it first, in init_state or by "
@@ -83,15 +109,7 @@ def kind_code(kind: type) -> str:
     return f"ps.{kind.__name__}" if own else kind.__name__
 
 
-#: Packages whose frames a warning passes over, to point at the user's line.
-_PASSED_OVER = ("pstate", "jax", "equinox", "jaxtyping", "beartype")
-
-
 def warn(message: str, category: type[Warning]) -> None:
     """Warn, pointing at the line outside pstate and JAX that led here."""
-    level, frame = 1, sys._getframe(0)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _PASSED_OVER:
-            break
-        level, frame = level + 1, frame.f_back
+    level, _ = users_frame(sys._getframe())
     warnings.warn(message, category, stacklevel=level)

@@ -17,6 +17,7 @@ from .._ground.integers import Integer, as_index
 from .._ground.public import public
 from .cell import Cell
 from .keys import as_key, batch_shape
+from .messages import draw_message
 from .state import State, V
 
 
@@ -73,7 +74,7 @@ class RandomState(State[V]):
         """
         cell = self._cell
         if cell is None:
-            raise FrozenStateError(_draw_message(self))
+            raise FrozenStateError(draw_message(self))
         cell.check_writable(type(self).__name__)
         key: Any = self.value
         if batch_shape(key) != ():
@@ -188,11 +189,3 @@ def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:
         return jnp.broadcast_shapes(*(jnp.shape(p) for p in parameters))
     one = as_index(size)
     return tuple(size) if one is None else (one,)  # pyright: ignore[reportArgumentType]
-
-
-def _draw_message(state: State) -> str:
-    return (
-        f"`{state!r}` was drawn from outside a recording. A draw replaces the key, so it happens in a "
-        "function that `pure` runs, which gives the advanced state back:\n"
-        "    draw, rng = ps.pure(lambda rng: rng.normal())(rng)"
-    )

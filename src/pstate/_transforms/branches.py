@@ -20,6 +20,7 @@ from .._calls.running import Run, run_body
 from .._ground.errors import StateTypeError
 from .._ground.exact import exact_key
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._trees.leaves import operand_mask
 from .carried_states import carried_states, refuse_varying, same_type, shown_type, varying
 from .control_flow import ControlFlow, FlowFunction, codes_of
@@ -67,7 +68,10 @@ class _Choosing:
 
     def run(self) -> Run:
         body, leaves = self.body, self.leaves
-        branches = [ft.partial(self._branch, k) for k in range(len(body.codes))]
+        indices = [*self.held.leaf_indices(), *self.passed]
+        branches = [
+            body.presented(ft.partial(self._branch, k), indices, which=k) for k in range(len(body.codes))
+        ]
         operands = (self.held.values(leaves), [leaves[i] for i in self.passed])
         index = leaves[body.signature.n_fn]
         arrays, values = (
@@ -199,6 +203,7 @@ class _Chooser(ControlFlow):
 
 
 @public
+@short_tracebacks
 def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
     """Call one of two functions.
 
@@ -236,6 +241,7 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
 
 
 @public
+@short_tracebacks
 def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
     """Call one of several functions.
 

@@ -32,6 +32,10 @@ class CarriedStates:
         """The leaves of each held state."""
         return [list(leaves[slot.start : slot.stop]) for slot in self.slots]
 
+    def leaf_indices(self) -> list[int]:
+        """Where those leaves stand in a call."""
+        return [i for slot in self.slots for i in range(slot.start, slot.stop)]
+
     def put(self, leaves: list[Any], slots: Sequence[Slot], values: Sequence[Any]) -> None:
         """Give all places of the held states these leaves."""
         by_slot = {held.index: value for held, value in zip(self.slots, values, strict=True)}

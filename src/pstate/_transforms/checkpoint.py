@@ -15,6 +15,7 @@ from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.public import public
+from .._ground.values import as_value
 
 
 class Checkpoint(Lifted):
@@ -33,9 +34,11 @@ class Checkpoint(Lifted):
         def flat(*arrays: Any) -> tuple[list[Any], Note]:
             return taken_apart(body.run(body.leaves(arrays)))
 
-        recomputed = jax.checkpoint(flat, prevent_cse=self.prevent_cse, policy=self.policy)
+        shown = body.presented(flat)
+        recomputed = jax.checkpoint(shown, prevent_cse=self.prevent_cse, policy=self.policy)
         arrays, note = recomputed(*call.kinds.operands(leaves))
-        return note, note.result(arrays)
+        # An argument that comes back as it is may be NumPy's here, and a state holds none.
+        return note, note.result([as_value(array) for array in arrays])
 
     def __repr__(self) -> str:
         cse = [] if self.prevent_cse else ["prevent_cse=False"]

@@ -10,6 +10,7 @@ import jax
 
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._ground.typing import Filter
 from ..filter import Trainable, to_predicate
 from .derivatives import Derivative, Grad, Jacobian, Jvp, ValueAndGrad, Vjp
@@ -198,6 +199,7 @@ def hessian(
 
 
 @public
+@short_tracebacks
 def vjp(
     fn: Callable[..., Any],
     *primals: Any,
@@ -233,6 +235,7 @@ def vjp(
 
 
 @public
+@short_tracebacks
 def jvp(
     fn: Callable[..., Any],
     primals: Sequence[Any],

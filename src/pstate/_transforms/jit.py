@@ -34,6 +34,7 @@ from .._programs.capturing import Captured, captured_message, watched
 from .._programs.compiled import Compiled, programs
 from .._programs.donation import Argument, Donation, kept_arguments, with_buffers_of_their_own
 from .._programs.packed_calls import PackedProgram, packed_program
+from .._programs.runtime_errors import CompiledFunction
 from .._trees.leaves import kinds_of
 from ..filter import to_predicate
 from .ahead import Executable, Form, Given, Lowered
@@ -51,23 +52,24 @@ class _JitEntry:
 
     def __init__(self, program: _Program, name: str, compiler_options: dict[str, Any] | None):
         self.program = program
-        self.flat = watched(program, name)
+        self.flat = program.presented(watched(program), name=name)
         self.jit = ft.partial(jax.jit, compiler_options=compiler_options)
         self.jitted = self.jit(self.flat)
+        self.compiled = CompiledFunction(self.jitted)
         self._donating: dict[Any, tuple[tuple[int, ...], tuple[int, ...], Note, Any]] = {}
         self._by_donated: dict[tuple[int, ...], Any] = {}
 
     def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        return self._looked_at(lambda: self.jitted(*arrays))
+        return self._looked_at(lambda: self.compiled.call(*arrays))
 
     def run_donating(
         self, arrays: list[Any], kept: frozenset[Argument], check: Callable[[Note], None]
     ) -> tuple[list[Any], Note]:
         """Run, and give up buffers. `check` raises where the call will be refused: it must not run."""
-        donated, idle, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
+        donated, idle, note, compiled = self._looked_at(lambda: self._donates(arrays, kept))
         check(note)
         arrays = with_buffers_of_their_own(arrays, donated)
-        result = jitted(*arrays)
+        result = compiled.call(*arrays)
         for position in idle:
             arrays[position].delete()
         return result
@@ -80,9 +82,9 @@ class _JitEntry:
         """The program, lowered, and what it gives up."""
         if not self.program.donates:
             return self._looked_at(lambda: self.jitted.lower(*arrays)), None
-        donated, idle, note, jitted = self._looked_at(lambda: self._donates(arrays, kept))
+        donated, idle, note, compiled = self._looked_at(lambda: self._donates(arrays, kept))
         given = Given(donated, idle, note, frozenset(self.program.by_argument()), kept)
-        return jitted.lower(*arrays), given
+        return compiled.jitted.lower(*arrays), given
 
     def _looked_at(self, look: Callable[[], Any]) -> Any:
         try:
@@ -112,12 +114,13 @@ class _JitEntry:
             traced = self.jitted.trace(*arrays)
             outs, note = traced.out_info
             donated = self.program.donated(note, outs, arrays, kept)
-            jitted = self._by_donated.get(donated)
-            if jitted is None:
-                jitted = self._by_donated[donated] = self.jit(self.flat, donate_argnums=donated)
+            compiled = self._by_donated.get(donated)
+            if compiled is None:
+                jitted = self.jit(self.flat, donate_argnums=donated)
+                compiled = self._by_donated[donated] = CompiledFunction(jitted)
             used = _used(traced.jaxpr.jaxpr)
             idle = tuple(position for position in donated if position not in used)
-            found = self._donating[key] = (donated, idle, note, jitted)
+            found = self._donating[key] = (donated, idle, note, compiled)
         return found
 
 
@@ -199,11 +202,11 @@ class Jit(Compiled, Lifted):
         operands = program.operands(packed, rest)
         entry = program.entry
         try:
-            arrays, note = entry.jitted(*operands)
+            arrays, note = entry.compiled.call(*operands)
         except Captured as captured:
             raise entry.error(captured) from None
-        except (RuntimeError, ValueError):
-            self._take_apart(args, kwargs).refuse_deleted(self._code)
+        except (RuntimeError, ValueError) as error:
+            self._take_apart(args, kwargs).explain(error, self._code)
             raise
         plan = program.plan(note, packed)
         if plan is not None:

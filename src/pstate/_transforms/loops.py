@@ -18,6 +18,7 @@ from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
 from .._ground.integers import Integer, as_count
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
 from .carried_states import carried_states, refuse_changed_states
@@ -107,8 +108,10 @@ class _Running:
         leaves, options = self.leaves, self.options
         init = (self.held.values(leaves), [leaves[i] for i in self.carried])
         xs = ([leaves[i] for i in self.sliced], counter(self.length) if self.bar else None)
+        operands = (*self.held.leaf_indices(), *self.carried, *self.sliced)
+        step = self.body.presented(self._step, operands, more=("step",) if self.bar else ())
         (values, carry), (ys, stacked) = jax.lax.scan(
-            self._step, init, xs, self.length, options.reverse, options.unroll
+            step, init, xs, self.length, options.reverse, options.unroll
         )
         found = self.found
         assert found is not None
@@ -250,6 +253,7 @@ class _Scan(ControlFlow):
 
 
 @public
+@short_tracebacks
 def scan(
     f: Callable[..., Any],
     init: Any,
@@ -302,6 +306,7 @@ def scan(
 
 
 @public
+@short_tracebacks
 def for_loop(
     f: Callable[..., Any],
     *xs: Any,

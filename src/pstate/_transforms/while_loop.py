@@ -19,6 +19,7 @@ from .._calls.running import Run, run_body
 from .._calls.signature import ARGS, FN
 from .._ground.errors import FrozenStateError
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._states.cell import Cell
 from .._trees.flattening import unflatten_frozen
 from .._trees.leaves import operand_mask
@@ -56,7 +57,10 @@ class _Running:
     def run(self) -> Run:
         leaves, held = self.leaves, self.held
         init = (held.values(leaves), [leaves[i] for i in self.carried])
-        values, carry = jax.lax.while_loop(self._condition, self._step, init)
+        operands = (*held.leaf_indices(), *self.carried)
+        condition = self.body.presented(self._condition, operands, which=_CONDITION)
+        step = self.body.presented(self._step, operands, which=_BODY)
+        values, carry = jax.lax.while_loop(condition, step, init)
         writes = {
             slot.index: slot.treedef.unflatten(value)
             for slot, value in zip(held.slots, values, strict=True)
@@ -133,6 +137,7 @@ class _WhileLoop(ControlFlow):
 
 
 @public
+@short_tracebacks
 def while_loop(cond_fun: Callable[..., Any], body_fun: Callable[..., Any], init_val: Any = None) -> Any:
     """Loop as long as a condition holds.
 

@@ -9,6 +9,7 @@ from .._ground.errors import BatchAxisError, UnmatchedFilterWarning
 from .._ground.integers import Integer, as_count
 from .._ground.paths import Path
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._ground.typing import PyTree, StateAxes
 from .._states.keys import batch_shape, split_for_lanes
 from .._states.messages import warn
@@ -20,6 +21,7 @@ from .unmatched import unmatched_message
 
 
 @public
+@short_tracebacks
 def broadcast(tree: PyTree, state_axes: StateAxes, axis_size: Integer) -> PyTree:
     """Give states a lane axis, so that a mapping can feed them along it.
 

@@ -10,6 +10,7 @@ import numpy as np
 from .._ground.errors import AliasedStateError, UnmatchedPathWarning
 from .._ground.paths import Path, to_path, to_place
 from .._ground.public import public
+from .._ground.tracebacks import short_tracebacks
 from .._ground.typing import Filter, PyTree, StateAxes
 from .._states.messages import warn
 from .._states.state import State, is_state
@@ -74,6 +75,7 @@ def _mask(leaf: Any, chosen: bool) -> Any:
 
 
 @public
+@short_tracebacks
 def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
     """An `in_axes` prefix for raw `jax.vmap`, by filters.
 
@@ -141,6 +143,7 @@ def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A0
 
 
 @public
+@short_tracebacks
 def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTree:
     """Give states of a tree new values, by path.
 

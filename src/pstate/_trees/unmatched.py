@@ -32,7 +32,12 @@ def unmatched_message(given: str, where: str, states: Iterable[Any]) -> str:
 
 def with_more(error: ValueError, unmatched: list[str]) -> ValueError:
     """An error of axes that names the filters with a typo too: they may well be the reason for it."""
-    return type(error)(" ".join([str(error), *unmatched])) if unmatched else error
+    if not unmatched:
+        return error
+    longer = type(error)(" ".join([str(error), *unmatched]))
+    for note in getattr(error, "__notes__", ()):
+        longer.add_note(note)
+    return longer
 
 
 def warn_of_unmatched(predicate: Callable[..., bool], given: str, leaves: Iterable[Any]) -> None:

@@ -7,6 +7,7 @@ import equinox as eqx
 
 from .._ground.errors import FrozenStateError
 from .._ground.public import public_in
+from .._ground.tracebacks import short_tracebacks
 from .._states.state import State
 from .._trees.flattening import collect
 from .._trees.initialising import assign, run_init_states, with_tags
@@ -17,6 +18,7 @@ M = TypeVar("M", bound=eqx.Module)
 
 
 @public_in("pstate.nn")
+@short_tracebacks
 def init_all_states(module: M, **kwargs: Any) -> M:
     """Run `init_state` on every submodule, children first.
 

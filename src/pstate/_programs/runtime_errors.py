@@ -1,0 +1,119 @@
+"""Errors that a compiled program raises while it runs, as `eqx.filter_jit` shows them.
+
+`eqx.error_if`, and what is built on it, such as Diffrax, raises from a callback of the running program.
+JAX wraps that into an error of its own, with the traceback of the callback as text, and on devices that
+run ahead raises it wherever the result is looked at. `eqx.filter_jit` waits for the program and gives
+the message and the line of `eqx.error_if`; so do the programs here.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from .._ground.tracebacks import PACKAGE, shows_own_frames
+
+
+#: What runs callbacks on the host, by the names of JAX's primitives.
+_CALLBACKS = {"pure_callback", "io_callback"}
+
+
+class CompiledFunction:
+    """A compiled function, which waits for its end where it may fail on the way.
+
+    `call` is what to call. It is looked into at the first call: the trace serves that call too.
+    """
+
+    __slots__ = ("call", "jitted")
+
+    def __init__(self, jitted: Any):
+        self.jitted = jitted
+        self.call: Callable[..., Any] = self._first
+
+    def _first(self, *arrays: Any) -> Any:
+        calls_back = has_callback(self.jitted.trace(*arrays).jaxpr.jaxpr)
+        self.call = self._awaited if calls_back else self.jitted
+        return self.call(*arrays)
+
+    def _awaited(self, *arrays: Any) -> Any:
+        return awaited(lambda: self.jitted(*arrays))
+
+
+def awaited(run: Callable[[], Any]) -> Any:
+    """What a program with callbacks gives, when it is done.
+
+    **Raises:** what `eqx.filter_jit` raises where `eqx.error_if` stopped the program.
+    """
+    try:
+        with _quiet_callbacks():
+            return jax.block_until_ready(run())
+    except (RuntimeError, ValueError) as error:
+        shown = _as_equinox_shows(error)
+        if shown is None:
+            raise
+    raise shown  # outside of the handler, so that JAX's error is no part of it
+
+
+def has_callback(jaxpr: Any) -> bool:
+    """Whether a program calls the host back and may hear of an error there."""
+    return any(eqn.primitive.name in _CALLBACKS for eqn in _equations(jaxpr))
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr, and of those inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for parameter in eqn.params.values():
+            inner: Sequence[Any] = parameter if isinstance(parameter, tuple | list) else (parameter,)
+            for one in inner:
+                one = getattr(one, "jaxpr", one)
+                if hasattr(one, "eqns"):
+                    yield from _equations(one)
+
+
+def _as_equinox_shows(error: Exception) -> Exception | None:
+    """An error of `eqx.error_if` that JAX has wrapped, as `eqx.filter_jit` shows it."""
+    if "EquinoxRuntimeError: " not in str(error):
+        return None
+
+    def fails() -> None:
+        raise error
+
+    try:
+        eqx.filter_jit(fails)()
+    except (RuntimeError, ValueError) as shown:
+        if shown is error:
+            return None
+        text = str(shown) if shows_own_frames() else _OWN_FRAME.sub("", str(shown))
+        return type(shown)(text)
+    return None
+
+
+#: A frame of the package in a traceback that is text: the line of its place, and the code below.
+_OWN_FRAME = re.compile(rf'^  File "{re.escape(PACKAGE)}.*\n(?:    .*\n)*', re.M)
+
+
+@contextmanager
+def _quiet_callbacks() -> Iterator[None]:
+    """While this lasts JAX does not also log that a callback failed."""
+    loggers = [logging.getLogger(name) for name in _callback_loggers()]
+    for logger in loggers:
+        logger.addFilter(_is_no_failed_callback)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_no_failed_callback)
+
+
+def _callback_loggers() -> list[str]:
+    known = list(logging.Logger.manager.loggerDict)
+    return [name for name in known if name.startswith("jax.") and name.endswith(".callback")]
+
+
+def _is_no_failed_callback(record: logging.LogRecord) -> bool:
+    return record.getMessage() != "jax.pure_callback failed"

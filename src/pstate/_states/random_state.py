@@ -5,7 +5,7 @@ A mapping over `n` lanes splits once more, `keys = split(key, n + 1)`, and only 
 state becomes `keys[0]` and the lanes get the other `n`.
 """
 
-import operator
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,18 +59,25 @@ class RandomState(State[V]):
     def _as_value(self, value: Any, old: Any) -> Any:
         return as_key(value)
 
-    def split_key(self, n: Integer | None = None) -> Shaped[Array, "..."]:
-        """Draw a key, or `n` keys, and advance the state.
+    def split_key(self, n: Shape = None) -> Shaped[Array, "..."]:
+        """Draw a key, or several, and advance the state.
 
         **Arguments:**
 
-        - `n`: how many keys. `None` draws one, of shape `()`.
+        - `n`: how many keys, or the shape of an array of keys. `None` draws one, of shape `()`.
 
-        **Returns:** a key of shape `()`, or keys of shape `(n,)`. With `keys = split(key, (n or 1) + 1)`
-        the state keeps `keys[0]` and the rest is returned.
+        **Returns:** a key of shape `()`, or keys of shape `(n,)` or `n`. With
+        `keys = split(key, number + 1)` the state keeps `keys[0]` and the rest is returned.
 
         **Raises:** `FrozenStateError` outside a recording; `ValueError` where the state holds a batch
         of keys.
+
+        !!! example
+
+            >>> import pstate as ps
+            >>> keys, rng = ps.pure(lambda rng: rng.split_key((2, 3)))(ps.RandomState(0))
+            >>> keys.shape
+            (2, 3)
         """
         cell = self._cell
         if cell is None:
@@ -87,77 +94,94 @@ class RandomState(State[V]):
             kept, own = jr.split(key)  # unpacked, as by hand: JAX 0.12 has a primitive for it
             cell.put(kept)
             return own
-        keys = jr.split(key, operator.index(n) + 1)
+        shape = _shape(n)
+        keys = jr.split(key, math.prod(shape) + 1)
         cell.put(keys[0])
-        return keys[1:]
+        own = keys[1:]
+        return own if len(shape) == 1 else own.reshape(*shape, *own.shape[1:])
 
     def key(self) -> Shaped[Array, "..."]:
         """A fresh key for any function of `jax.random`. The same as `split_key()`."""
         return self.split_key()
 
-    # Distributions, in NumPy's manner: parameters, then `size`. Without `size` the result has the
-    # shape to which the parameters broadcast.
+    # Distributions, in NumPy's manner: parameters, then `size`, then `dtype`. Without `size` the result
+    # has the shape to which the parameters broadcast; without `dtype` JAX's usual type of number.
 
-    def random(self, size: Shape = None) -> Array:
+    def random(self, size: Shape = None, dtype: Any = None) -> Array:
         """Uniform on [0, 1). `size` is the shape of the result."""
-        return jr.uniform(self.key(), _shape(size))
+        return jr.uniform(self.key(), _shape(size), **_given(dtype))
 
-    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Shape = None) -> Array:
+    def uniform(self, low: Any = 0.0, high: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
         """Uniform on [low, high)."""
-        return jr.uniform(self.key(), _shape(size, low, high), minval=low, maxval=high)
+        shape = _shape(size, low, high)
+        return jr.uniform(self.key(), shape, minval=low, maxval=high, **_given(dtype))
 
-    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None) -> Array:
+    def normal(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
         """Normal, with mean `loc` and standard deviation `scale`."""
-        return loc + scale * jr.normal(self.key(), _shape(size, loc, scale))
+        drawn = jr.normal(self.key(), _shape(size, loc, scale), **_given(dtype))
+        return _as(dtype, loc) + _as(dtype, scale) * drawn
 
     def truncated_normal(
-        self, lower: Any, upper: Any, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None
+        self,
+        lower: Any,
+        upper: Any,
+        loc: Any = 0.0,
+        scale: Any = 1.0,
+        size: Shape = None,
+        dtype: Any = None,
     ) -> Array:
         """Normal, cut to [lower, upper], which count standard deviations from `loc`."""
         shape = _shape(size, lower, upper, loc, scale)
-        return loc + scale * jr.truncated_normal(self.key(), lower, upper, shape)
+        drawn = jr.truncated_normal(self.key(), lower, upper, shape, **_given(dtype))
+        return _as(dtype, loc) + _as(dtype, scale) * drawn
 
-    def lognormal(self, mean: Any = 0.0, sigma: Any = 1.0, size: Shape = None) -> Array:
+    def lognormal(
+        self, mean: Any = 0.0, sigma: Any = 1.0, size: Shape = None, dtype: Any = None
+    ) -> Array:
         """The exponential of a normal with mean `mean` and standard deviation `sigma`."""
-        return jnp.exp(self.normal(mean, sigma, size))
+        return jnp.exp(self.normal(mean, sigma, size, dtype))
 
-    def integers(self, low: Any, high: Any = None, size: Shape = None) -> Array:
-        """Integers of [low, high), or of [0, low) without `high`; int32."""
+    def integers(self, low: Any, high: Any = None, size: Shape = None, dtype: Any = None) -> Array:
+        """Integers of [low, high), or of [0, low) without `high`; int32 without `dtype`."""
         low, high = (0, low) if high is None else (low, high)
-        return jr.randint(self.key(), _shape(size, low, high), low, high)
+        return jr.randint(self.key(), _shape(size, low, high), low, high, **_given(dtype))
 
     def bernoulli(self, p: Any = 0.5, size: Shape = None) -> Array:
         """`True` with probability `p`; bool."""
         return jr.bernoulli(self.key(), p, _shape(size, p))
 
-    def binomial(self, n: Any, p: Any, size: Shape = None) -> Array:
+    def binomial(self, n: Any, p: Any, size: Shape = None, dtype: Any = None) -> Array:
         """How many of `n` trials succeed, each with probability `p`; float."""
-        return jr.binomial(self.key(), n, p, _shape(size, n, p))
+        return jr.binomial(self.key(), n, p, _shape(size, n, p), **_given(dtype))
 
-    def poisson(self, lam: Any = 1.0, size: Shape = None) -> Array:
-        """Poisson counts with mean `lam`; int32."""
-        return jr.poisson(self.key(), lam, _shape(size, lam))
+    def poisson(self, lam: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
+        """Poisson counts with mean `lam`; int32 without `dtype`."""
+        return jr.poisson(self.key(), lam, _shape(size, lam), **_given(dtype))
 
-    def exponential(self, scale: Any = 1.0, size: Shape = None) -> Array:
+    def exponential(self, scale: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
         """Exponential with mean `scale`."""
-        return scale * jr.exponential(self.key(), _shape(size, scale))
+        drawn = jr.exponential(self.key(), _shape(size, scale), **_given(dtype))
+        return _as(dtype, scale) * drawn
 
-    def gamma(self, shape: Any, scale: Any = 1.0, size: Shape = None) -> Array:
+    def gamma(self, shape: Any, scale: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
         """Gamma with shape parameter `shape` and scale `scale`."""
-        return scale * jr.gamma(self.key(), shape, _shape(size, shape, scale))
+        drawn = jr.gamma(self.key(), shape, _shape(size, shape, scale), **_given(dtype))
+        return _as(dtype, scale) * drawn
 
-    def beta(self, a: Any, b: Any, size: Shape = None) -> Array:
+    def beta(self, a: Any, b: Any, size: Shape = None, dtype: Any = None) -> Array:
         """Beta with parameters `a` and `b`."""
-        return jr.beta(self.key(), a, b, _shape(size, a, b))
+        return jr.beta(self.key(), a, b, _shape(size, a, b), **_given(dtype))
 
-    def laplace(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None) -> Array:
+    def laplace(self, loc: Any = 0.0, scale: Any = 1.0, size: Shape = None, dtype: Any = None) -> Array:
         """Laplace with mean `loc` and scale `scale`."""
-        return loc + scale * jr.laplace(self.key(), _shape(size, loc, scale))
+        drawn = jr.laplace(self.key(), _shape(size, loc, scale), **_given(dtype))
+        return _as(dtype, loc) + _as(dtype, scale) * drawn
 
-    def multivariate_normal(self, mean: Any, cov: Any, size: Shape = None) -> Array:
+    def multivariate_normal(self, mean: Any, cov: Any, size: Shape = None, dtype: Any = None) -> Array:
         """Normal vectors: mean (..., n) and covariance (..., n, n) give shape size + (n,)."""
         shape = None if size is None else _shape(size)
-        return jr.multivariate_normal(self.key(), jnp.asarray(mean), jnp.asarray(cov), shape)
+        mean, cov = (jnp.asarray(_as(dtype, x)) for x in (mean, cov))
+        return jr.multivariate_normal(self.key(), mean, cov, shape, **_given(dtype))
 
     def categorical(self, logits: Any, size: Shape = None) -> Array:
         """Indices along the last axis of `logits`, by their unnormalised log-probabilities; int32."""
@@ -189,3 +213,12 @@ def _shape(size: Shape, *parameters: Any) -> tuple[int, ...]:
         return jnp.broadcast_shapes(*(jnp.shape(p) for p in parameters))
     one = as_index(size)
     return tuple(size) if one is None else (one,)  # pyright: ignore[reportArgumentType]
+
+
+def _given(dtype: Any) -> dict[str, Any]:
+    return {} if dtype is None else {"dtype": dtype}
+
+
+def _as(dtype: Any, parameter: Any) -> Any:
+    """A parameter that does not change the type of what is drawn."""
+    return parameter if dtype is None else jnp.asarray(parameter, dtype)

@@ -45,13 +45,16 @@ class Dropout(eqx.Module):
         self.inference = inference
         self.rng = RandomState(key)
 
-    def __call__(self, x: Float[Array, "*shape"], *, key: Any = None) -> Float[Array, "*shape"]:
+    def __call__(
+        self, x: Float[Array, "*shape"], *, key: Any = None, inference: bool | None = None
+    ) -> Float[Array, "*shape"]:
         """Draw a mask of the shape of `x` and apply it; in inference, or with `p=0`, return `x`.
 
         With a `key`, which `eqx.nn.Sequential` passes, the mask is drawn from it, and the layer's own
-        stream stays where it is.
+        stream stays where it is. `inference` says for this call what the field says otherwise.
         """
-        if self.inference or self.p == 0:
+        inference = self.inference if inference is None else inference
+        if inference or self.p == 0:
             return x
         if self.p == 1:
             return jnp.zeros_like(x)

@@ -277,3 +277,78 @@ def test_everything_and_nothing_are_called():
     assert ps.states(net(), ps.filter.Everything()).keys() == ps.states(net()).keys()
     assert ps.states(net(), ps.filter.Nothing() | ps.ParamState).keys() == {("w",)}
     assert ps.states(net(), ~ps.filter.Everything()) == {}
+
+
+# Options of functions that map, compile and make ----------------------------------------------------
+
+
+class Weighted(ps.nn.Module):
+    w: ps.ParamState = ps.ParamState()
+
+    def init_state(self):
+        self.w.value = jnp.ones(3)
+
+
+class Plain(ps.nn.Module):
+    pass
+
+
+MADE: dict[str, Any] = {
+    "state_out_axes={axis: WithTag('typo')} of ps.vmap2_new_states": lambda module, axes: (
+        ps.vmap2_new_states(module, {}, axis_size=2, state_out_axes=axes)
+    ),
+    "state_out_axes={axis: WithTag('typo')} of ps.pmap2_new_states": lambda module, axes: (
+        ps.pmap2_new_states(module, {}, axis_size=1, state_out_axes=axes)
+    ),
+    "init_state_axes={axis: WithTag('typo')} of ps.nn.Map": lambda module, axes: ps.nn.Map(
+        module, 2, init_state_axes=axes
+    ).init_all_states(),
+}
+
+
+@pytest.mark.parametrize("given", MADE)
+def test_a_filter_of_new_states(given):
+    """It is named by its own option, once, and in the words of the module; the default is none."""
+    make = MADE[given]
+    kinds = {Weighted: "states of the kinds ParamState", Plain: "none"}
+    for cls, there in kinds.items():
+        with pytest.warns(ps.UnmatchedFilterWarning) as caught:
+            make(cls(), {1: "typo"})
+        assert [str(w.message) for w in caught] == [
+            given.replace("axis:", "1:")
+            + f" matches no state of the module, which has {there}. "
+            + "Leave the filter out, or name one that is there."
+        ]
+        make(cls(), None)
+        make(cls(), {None: "typo", 0: ...})
+    make(Weighted(), {0: ps.ParamState})
+
+
+@pytest.mark.parametrize("mapping", [ps.jit, ps.pmap2])
+def test_a_donation_that_selects_nothing(mapping):
+    """A filter of `donate` that selects no written state is named, and the advice donates."""
+    n = jax.local_device_count()
+
+    def count(tree, x):
+        tree["n"].value = tree["n"].value + x
+
+    def tree():
+        return {"n": ps.State(jnp.zeros(n))}
+
+    message = (
+        r"gives up nothing: it selects none of the states that the function writes, which are "
+        r"`tree\['n'\]`"
+    )
+    with pytest.warns(ps.UnmatchedFilterWarning, match=message) as caught:
+        _, new = ps.pure(mapping(count, donate="typo"))(tree(), jnp.ones(n))
+    assert len(caught) == 1
+    assert jnp.all(new["n"].value == 1)
+    ps.pure(mapping(count, donate=ps.State))(tree(), jnp.ones(n))
+
+
+@pytest.mark.parametrize("name", [["a"], 3, ("a",)], ids=str)
+def test_the_name_of_a_mapping_is_a_string(name):
+    """What else is passed is named, before anything runs."""
+    with pytest.raises(TypeError, match=re.escape(f"a string; got {name!r} of type")):
+        ps.StatefulMapping(lambda x: x, name=name)
+    assert ps.StatefulMapping(lambda x: x, name="step")(XS).tolist() == XS.tolist()

@@ -9,11 +9,6 @@ from laws.models import draw
 from laws.table import case, tick
 
 
-def _draw_by_hand(key, scale):
-    _, own = jr.split(key)
-    return 0.0 + scale * jr.normal(own, ())
-
-
 @case(
     make=lambda: ps.vmap2(draw),
     args=lambda: (ps.RandomState(0), jnp.arange(4.0)),

@@ -1,11 +1,12 @@
 """What is known of a mapping's calls before any array is seen: options, structure, static leaves."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .._calls.flat_function import FlatFunction
 from .._ground.paths import Path
+from .._programs.donation import warn_of_idle_donation
 from .._states.state import State
 from .._trees.axis_specs import Rule
 from .._trees.leaves import operand_mask
@@ -20,6 +21,11 @@ class MappedFunction(FlatFunction):
     """A mapping of one function, and calls of one structure."""
 
     options: Options
+
+    def warn_of_idle_donation(self, written: Collection[int]) -> None:
+        """Warn where the filter of `donate` selects none of the states that are written."""
+        if self.options.donate is not None:
+            warn_of_idle_donation(self, to_predicate(self.options.donate), written)
 
     def is_donated(self, leaf: int, writes: Sequence[tuple[Any, ...]]) -> bool:
         """Whether a leaf gives up its buffer: by the argument it is in, or by filter and if written."""

@@ -97,7 +97,7 @@ class StatefulMapping(Compiled):
         static_argnames: str | Iterable[str] = (),
         axis_size: Integer | None = None,
         axis_name: Any = None,
-        name: str | None = None,
+        name: Any = None,  # a string; checked with a message of its own
         mapping_fn: Callable[..., Any] = jax.vmap,
         mapping_kwargs: Mapping[str, Any] | None = None,
         chunk_size: Integer | None = None,

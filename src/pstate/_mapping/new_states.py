@@ -11,6 +11,7 @@ import jax
 import jax.tree_util as jtu
 
 from .._calls.pure import pure
+from .._ground.errors import UnmatchedFilterWarning
 from .._ground.integers import Integer, as_index, refuse_traced
 from .._ground.paths import Path, to_path
 from .._ground.public import public
@@ -19,11 +20,13 @@ from .._ground.typing import PyTree, StateAxes
 from .._states.catching import catch_new_states
 from .._states.keys import is_raw_key, is_typed_key
 from .._states.kinds import NonBatchState
+from .._states.messages import warn
 from .._states.random_state import RandomState
 from .._states.state import State, is_state, make_frozen
 from .._trees.axis_specs import Rule, Rules, parse_state_axes
 from .._trees.bulk import states
 from .._trees.initialising import Initialised, run_init_states, with_fields, with_tags
+from .._trees.unmatched import unmatched_message
 from ..filter import Everything, OfType
 from .mapping import StatefulMapping
 
@@ -71,7 +74,8 @@ def vmap2_new_states(
         >>> counter.count, new
         (ShortTermState(i32[5]), {0: {('count',): ShortTermState(i32[5])}})
     """
-    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap)
+    spec = "state_out_axes", "ps.vmap2_new_states"
+    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.vmap, spec)
     return made.module, made.states
 
 
@@ -92,7 +96,8 @@ def pmap2_new_states(
 
     **Raises:** as there, and `ValueError` for more lanes than devices.
     """
-    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.pmap)
+    spec = "state_out_axes", "ps.pmap2_new_states"
+    made = make_new_states(module, init_kwargs, state_tag, axis_size, state_out_axes, jax.pmap, spec)
     return made.module, made.states
 
 
@@ -111,8 +116,12 @@ def make_new_states(
     axis_size: Integer | None,
     state_out_axes: StateAxes,
     mapping_fn: Any,
+    given_as: tuple[str, str],
 ) -> Made:
-    """What `vmap2_new_states` and `pmap2_new_states` do, with all that came of it."""
+    """What `vmap2_new_states` and `pmap2_new_states` do, with all that came of it.
+
+    `given_as` is what users call `state_out_axes`, and what has it.
+    """
     if axis_size is None and mapping_fn is jax.pmap:
         axis_size = jax.local_device_count()
     refuse_traced(axis_size, "axis_size", "axis_size=4")
@@ -124,7 +133,9 @@ def make_new_states(
         )
     for name, value in init_kwargs.items():
         _refuse_bare_keys(name, value)
-    rules = _rules(state_out_axes)
+    option, maker = given_as
+    own = parse_state_axes(state_out_axes, option)
+    rules = (Rule(None, OfType(NonBatchState)), *own, Rule(0, Everything))
     paths: list[Path] = []
     runs: list[Initialised] = []
 
@@ -152,6 +163,11 @@ def make_new_states(
     assigned = dict(zip(paths, values, strict=True))
     result = with_tags(with_fields(filled, {**assigned, **run.static}), run.tags)
     tree, new = _tagged(module, result, state_tag, rules)
+    found = states(tree)
+    for rule in own:
+        if rule.wants_a_match and not any(rule.predicate(*each) for each in found.items()):
+            given = f"{option}={rule} of {maker}"
+            warn(unmatched_message(given, "module", found.values()), UnmatchedFilterWarning)
     tags = {path: state.tag for found in new.values() for path, state in found.items()}
     return Made(tree, new, Initialised(assigned, run.static, {**run.tags, **tags}))
 
@@ -164,19 +180,21 @@ def _advance(init_kwargs: dict[str, Any], advanced: dict[str, Any]) -> None:
             state.value = new[path].value
 
 
-def _rules(state_out_axes: StateAxes) -> tuple[Rule, ...]:
-    return (
-        Rule(None, OfType(NonBatchState)),
-        *parse_state_axes(state_out_axes, "state_out_axes"),
-        Rule(0, Everything),
-    )
+class _LocatedRule(Rule):
+    """A rule that the mapping does not warn of: it knows neither the option's name nor the module."""
+
+    @property
+    def wants_a_match(self) -> bool:
+        return False
 
 
 class _Located(Rules):
     """Rules that see a state which was assigned at its place in the module, not in the output."""
 
     def __new__(cls, rules: tuple[Rule, ...], paths: list[Path]) -> "_Located":
-        return super().__new__(cls, (Rule(r.axis, _AtItsPlace(r.predicate, paths)) for r in rules))
+        return super().__new__(
+            cls, (_LocatedRule(r.axis, _AtItsPlace(r.predicate, paths)) for r in rules)
+        )
 
 
 class _AtItsPlace:

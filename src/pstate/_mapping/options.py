@@ -133,7 +133,7 @@ def make_options(
     static_argnames: str | Iterable[str],
     axis_size: Integer | None,
     axis_name: Any,
-    name: str | None,
+    name: Any,
     mapping_fn: Callable[..., Any],
     mapping_kwargs: Mapping[str, Any] | None,
     chunk_size: Integer | None,
@@ -143,7 +143,7 @@ def make_options(
     """Check and parse the options of a mapping.
 
     **Raises:** `ValueError` for an unknown policy and for an axis size that is none; `TypeError` for
-    an axis spec with a key that is no axis, or with a filter that is none.
+    an axis spec with a key that is no axis, or with a filter that is none, and for a name that is none.
     """
     if policy not in POLICIES:
         raise ValueError(
@@ -152,6 +152,11 @@ def make_options(
         )
     check_name(axis_name, "axis_name")
     check_name((mapping_kwargs or {}).get("spmd_axis_name"), "spmd_axis_name")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(
+            f"name is what messages and profiles call the function, a string; got {name!r} of type "
+            f"{type(name).__name__}. Write name='step'."
+        )
     if axis_size is not None:
         axis_size = as_count(axis_size, "axis_size", "the number of lanes", least=0, example=4)
     if chunk_size is not None:

@@ -78,6 +78,7 @@ class Replay(Lanes):
 
     def donated(self) -> frozenset[int]:
         """Which operands give up their buffers, by position among those that are passed."""
+        self.mapped.warn_of_idle_donation([index for index, _, _ in self.found.writes])
         return frozenset(
             position
             for position, leaf in enumerate(self.passed)

@@ -46,7 +46,7 @@ class Donation(FlatFunction):
         """
         supply = iter(outs[len(outs) - sum(count for _, _, count in note.writes) :])
         written = {index: [next(supply) for _ in range(count)] for index, _, count in note.writes}
-        self._warn_of_idle_donation(written)
+        warn_of_idle_donation(self, self.donate, written)
         by_argument = self.by_argument()
         returned = {leaf.index for leaf in note.out_leaves if type(leaf) is Operand}
         static = {index for index, _ in self.statics}
@@ -96,16 +96,20 @@ class Donation(FlatFunction):
         slot = self.signature.layout.slots[index]
         return self.donate is not None and bool(self.donate(self.signature.path(index), slot.empty()))
 
-    def _warn_of_idle_donation(self, written: Collection[int]) -> None:
-        if self.donate is None or any(map(self._selects, written)):
-            return
-        writes = ", ".join(f"`{self.place(i)}`" for i in written) or "none"
-        warn(
-            f"donate={self.donate!r} of {self.described.fn} gives up nothing: it selects none of the "
-            f"states that the function writes, which are {writes}. For an argument whose new tree is "
-            "returned, name the argument: donate_argnums=(0,).",
-            UnmatchedFilterWarning,
-        )
+
+def warn_of_idle_donation(function: FlatFunction, donate: Any, written: Collection[int]) -> None:
+    """Warn where a filter selects none of the states that a function writes, and so donates nothing."""
+    signature = function.signature
+    slots = signature.layout.slots
+    if donate is None or any(donate(signature.path(i), slots[i].empty()) for i in written):
+        return
+    writes = ", ".join(f"`{function.place(i)}`" for i in written) or "none"
+    warn(
+        f"donate={donate!r} of {function.described.fn} gives up nothing: it selects none of the "
+        f"states that the function writes, which are {writes}. For an argument whose new tree is "
+        "returned, name the argument: donate_argnums=(0,).",
+        UnmatchedFilterWarning,
+    )
 
 
 def _same_type(a: Any, b: Any) -> bool:

@@ -187,6 +187,7 @@ class Map(eqx.Module):
             self.init_map_size,
             options.init_state_axes,
             jax.vmap if self.behavior == "vmap" else jax.pmap,
+            ("init_state_axes", "ps.nn.Map"),
         )
         return made, tuple((axis, frozenset(found)) for axis, found in made.states.items())
 

@@ -17,11 +17,13 @@ from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
+from .._calls.signature import ARGS
 from .._ground.errors import StateTypeError
 from .._ground.exact import exact_key
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
 from .._trees.leaves import operand_mask
+from .._trees.slots import LEAF
 from .carried_states import carried_states, refuse_varying, same_type, shown_type, varying
 from .control_flow import ControlFlow, FlowFunction, codes_of
 from .statements import shown_arguments
@@ -44,10 +46,14 @@ class _Found:
 
 @dataclasses.dataclass(eq=False)
 class _Choice(FlowFunction):
-    """A choice among branches, for calls of one structure. `codes` are the branches as code."""
+    """A choice among branches, for calls of one structure.
+
+    `codes` are the callables as code; `order` says which of them each branch is.
+    """
 
     choose: Callable[..., Any]
     codes: Sequence[str]
+    order: tuple[int, ...]
 
     def flow(self, leaves: list[Any]) -> Run:
         return _Choosing(self, leaves).run()
@@ -69,9 +75,10 @@ class _Choosing:
     def run(self) -> Run:
         body, leaves = self.body, self.leaves
         indices = [*self.held.leaf_indices(), *self.passed]
-        branches = [
+        each = [
             body.presented(ft.partial(self._branch, k), indices, which=k) for k in range(len(body.codes))
         ]
+        branches = [each[k] for k in body.order]  # JAX traces one function once
         operands = (self.held.values(leaves), [leaves[i] for i in self.passed])
         index = leaves[body.signature.n_fn]
         arrays, values = (
@@ -100,7 +107,7 @@ class _Choosing:
             own[i] = value
         self.held.put(own, body.signature.layout.slots, values)
         recording = body.recording(own, body.aliases_within(which))
-        call = lambda fn, args, kwargs: fn.callables[which](*args[1:])
+        call = lambda fn, args, kwargs: fn.callables[which](*args[1:], **kwargs)
         run = run_body(body.signature, own, recording, body.place_of, call)
         leaves, treedef = jtu.tree_flatten(run.out)
         is_array = arrays_of(run.out, leaves)
@@ -166,18 +173,19 @@ def _same_output(a: Any, b: Any) -> bool:
 
 
 class _Chooser(ControlFlow):
-    """A choice, called as a statement. `choose` is JAX's."""
+    """A choice, called as a statement. `choose` is JAX's; `order` says which callable each branch is."""
 
-    __slots__ = ("choose",)
+    __slots__ = ("choose", "order")
 
     _repeats = False
 
     choose: Callable[..., Any]
+    order: tuple[int, ...]
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
         n = call.signature.n_fn
-        if call.signature.starts[1] != n + 1 or not call.kinds.mask[n]:
+        if call.treedef.children()[ARGS].children()[0] != LEAF or not call.kinds.mask[n]:
             (name, *_) = call.names
             raise TypeError(
                 f"`{name}` of {self._code()} is an array of shape () or a number; got {args[0]!r}. "
@@ -186,25 +194,44 @@ class _Chooser(ControlFlow):
         return call
 
     def _options_key(self) -> Hashable:
-        return _Chooser, self.choose
+        return _Chooser, self.choose, self.order
 
     def _program(self, call: Call) -> _Choice:
-        return flat_function_of(call, self._code(), _Choice, self.choose, codes_of(self.fun))
+        more = self.choose, codes_of(self.fun), self.order
+        return flat_function_of(call, self._code(), _Choice, *more)
+
+    def _codes(self) -> str:
+        codes = codes_of(self.fun)
+        return ", ".join(codes[k] for k in self.order)
 
     def _code(self) -> str:
-        codes = ", ".join(codes_of(self.fun))
+        codes = self._codes()
         return f"ps.cond({codes})" if self.choose is jax.lax.cond else f"ps.switch([{codes}])"
 
     def _shown(self, call: Call, index: int) -> str:
-        codes = ", ".join(codes_of(self.fun))
+        codes = self._codes()
         chosen = f"pred, {codes}" if self.choose is jax.lax.cond else f"index, [{codes}]"
         name = "cond" if self.choose is jax.lax.cond else "switch"
-        return f"ps.{name}({', '.join([chosen, *shown_arguments(call)[1:]])})"
+        keywords = [f"{name}={name}" for name in call.kwargs]
+        return f"ps.{name}({', '.join([chosen, *shown_arguments(call)[1:], *keywords])})"
+
+
+def _chooser(choose: Callable[..., Any], branches: Sequence[Callable[..., Any]], lead: str) -> _Chooser:
+    """A choice among branches; one that stands twice is one callable."""
+    distinct = list({id(branch): branch for branch in branches}.values())
+    order = tuple(next(k for k, one in enumerate(distinct) if one is b) for b in branches)
+    return _Chooser(Several(tuple(map(as_tree, distinct)), (lead,)), choose=choose, order=order)
 
 
 @public
 @short_tracebacks
-def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any], *operands: Any) -> Any:
+def cond(
+    pred: Any,
+    true_fun: Callable[..., Any],
+    false_fun: Callable[..., Any],
+    *operands: Any,
+    **keywords: Any,
+) -> Any:
     """Call one of two functions.
 
     As `jax.lax.cond`, with states: those of the modules that the functions are bound to, of partials,
@@ -214,9 +241,9 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
     **Arguments:**
 
     - `pred`: a `bool` of shape `()`.
-    - `true_fun`, `false_fun`: functions, bound methods, callable modules or partials: `f(*operands)`.
-        Both return the same tree, with the same shapes and dtypes.
-    - `operands`: any pytrees. Numbers become arrays; what else is no array is passed as it is.
+    - `true_fun`, `false_fun`: functions, bound methods, callable modules or partials:
+        `f(*operands, **keywords)`. Both return the same tree, with the same shapes and dtypes.
+    - `operands`, `keywords`: any pytrees. Numbers become arrays; what else is no array stays as it is.
 
     **Returns:** what the chosen function returns.
 
@@ -236,13 +263,12 @@ def cond(pred: Any, true_fun: Callable[..., Any], false_fun: Callable[..., Any],
         >>> counter.value.item()
         7
     """
-    branches = Several((as_tree(true_fun), as_tree(false_fun)), ("pred",))
-    return _Chooser(branches, choose=jax.lax.cond)(pred, *operands)
+    return _chooser(jax.lax.cond, (true_fun, false_fun), "pred")(pred, *operands, **keywords)
 
 
 @public
 @short_tracebacks
-def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -> Any:
+def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any, **keywords: Any) -> Any:
     """Call one of several functions.
 
     As `jax.lax.switch`, with states; see `cond`.
@@ -250,8 +276,9 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
     **Arguments:**
 
     - `index`: an integer of shape `()`, clamped to the branches there are.
-    - `branches`: functions, bound methods, callable modules or partials: `f(*operands)`.
-    - `operands`: any pytrees.
+    - `branches`: functions, bound methods, callable modules or partials: `f(*operands, **keywords)`. One
+        that stands twice is traced once.
+    - `operands`, `keywords`: any pytrees.
 
     **Returns:** what the chosen function returns.
 
@@ -271,5 +298,4 @@ def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any) -
     """
     if not branches:
         raise ValueError("ps.switch has no branch to choose. Write ps.switch(index, [f, g], *operands).")
-    several = Several(tuple(map(as_tree, branches)), ("index",))
-    return _Chooser(several, choose=jax.lax.switch)(index, *operands)
+    return _chooser(jax.lax.switch, branches, "index")(index, *operands, **keywords)

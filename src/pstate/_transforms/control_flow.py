@@ -60,11 +60,12 @@ class ControlFlow(Statement, Compiled, Lifted):
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # A carry is taken apart and put together in the loop, and so must be a tree from the start.
         args = tuple(map(unpacked, args))
+        kwargs = {name: unpacked(value) for name, value in kwargs.items()}
         call = Call(self.fun, args, kwargs)
         n = call.treedef.children()[0].num_leaves
         if any(isinstance(leaf, _CONVERTED) for leaf in call.leaves[n:]):
             # As in JAX, numbers are arrays. Those inside modules are configuration, here as anywhere.
-            is_array = arrays_of(args, call.leaves[n:])
+            is_array = arrays_of((args, kwargs), call.leaves[n:])
             call.leaves[n:] = [
                 _converted(x) if is_one and isinstance(x, _CONVERTED) else x
                 for x, is_one in zip(call.leaves[n:], is_array, strict=True)

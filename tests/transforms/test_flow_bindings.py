@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pstate as ps
-from transforms.flow import XS, Model, add, advised, draws_by_hand, model, same
+from transforms.flow import XS, Model, add, draws_by_hand, model, same
 
 
 BINDINGS = {
@@ -141,26 +141,30 @@ def test_the_warning_of_a_captured_state_gives_advice_for_loops():
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "name"),
     [
-        lambda m: ps.for_loop(lambda x: m.add(x), XS),
-        lambda m: ps.scan(lambda c, x: (c, m.add(x)), None, XS),
-        lambda m: ps.while_loop(lambda i: i < 2, lambda i: i + m.add(1.0), 0.0),
-        lambda m: ps.cond(True, lambda: m.add(1.0), lambda: 0.0),
+        (lambda m: ps.for_loop(lambda x: m.add(x), XS), "ps.for_loop(f)"),
+        (lambda m: ps.scan(lambda c, x: (c, m.add(x)), None, XS), "ps.scan(f)"),
+        (
+            lambda m: ps.while_loop(lambda i: i < 2, lambda i: i + m.add(1.0), 0.0),
+            "ps.while_loop(f, f)",
+        ),
+        (lambda m: ps.cond(True, lambda: m.add(1.0), lambda: 0.0), "ps.cond(f, f)"),
     ],
     ids=["for_loop", "scan", "while_loop", "cond"],
 )
-def test_a_write_through_a_closure_is_refused(call):
-    """L8: the error says that a transform runs the function, and its line for pstate's loops runs."""
+def test_a_write_through_a_closure_is_refused(call, name):
+    """L8: the error says which loop or choice runs the function, and binding it runs."""
     with pytest.raises(ps.TraceScopeError) as error:
         ps.pure(call)(model())
     assert str(error.value).startswith(
-        "`m.total` (ShortTermState) was written under a JAX trace inside ps.pure(f): a function that a "
-        "transform runs (jax.vmap, jax.jit, jax.grad, a loop, a branch) closed over it"
+        "`m.total` (ShortTermState) was written under a JAX trace inside ps.pure(f): a function of "
+        f"{name} closed over it"
     )
+    bound = str(error.value).rpartition("bind it: ")[2].partition("\n")[0].rstrip(".")
 
     def run(tree):
-        return advised(error, {"f": add, "tree": tree, "xs": XS})["ys"]
+        return ps.for_loop(eval(bound, {"ft": ft, "f": add, "m": tree}), XS)
 
     ys, new = ps.pure(run)(model())
     np.testing.assert_allclose(ys, [6.0, 18.0, 36.0])
@@ -170,7 +174,7 @@ def test_a_write_through_a_closure_is_refused(call):
 def test_a_write_to_a_frozen_state_through_a_closure_is_refused():
     """The same for a state that nobody made live."""
     frozen = model()
-    with pytest.raises(ps.FrozenStateError, match="was written outside a recording, so the write would"):
+    with pytest.raises(ps.FrozenStateError, match=r"in a function of ps\.for_loop\(f\), and came"):
         ps.for_loop(lambda x: frozen.add(x), XS)
 
 

@@ -86,11 +86,12 @@ class Pure(Transform):
 
         Only calls in one trace follow each other: JAX runs a body anew for other shapes, say.
         """
-        own, trace = self.__dict__, current_trace()
-        wrote = own.get(_WROTE)
-        bound = [i for i in writes if call.signature.argument_of_slot[i] == (FN, None)]
-        if not bound or wrote is _TOLD or call.is_live:
+        own = self.__dict__
+        wrote, argument_of_slot = own.get(_WROTE), call.signature.argument_of_slot
+        bound = next((i for i in writes if argument_of_slot[i] == (FN, None)), None)
+        if wrote is _TOLD or bound is None or call.is_live:
             return
+        trace = current_trace()
         if wrote != trace:
             own[_WROTE] = trace
             return
@@ -98,9 +99,9 @@ class Pure(Transform):
         root = root_name(carrier_of(self.fun))
         warn(
             f"{self._code()} was called again. Each call starts from the `{root}` that it was made of, "
-            f"and what the last one wrote to `{call.place(bound[0])}` is not in it. Go on from the "
+            f"and what the last one wrote to `{call.place(bound)}` is not in it. Go on from the "
             f"`{root}` that came back; nothing is compiled anew:\n"
-            f"    {line_giving_back(call, code_of(self._remade), bound[0])}",
+            f"    {line_giving_back(call, code_of(self._remade), bound)}",
             StaleStateWarning,
         )
 

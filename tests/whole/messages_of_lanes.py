@@ -67,13 +67,13 @@ def in_axes_by_a_wrong_name():
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes", -1)))(tree(XS), XS)[0].shape == (3,)
 
 
-@case(TypeError, "in_axes is an integer, None, a tuple", "got 'x'")
+@case(TypeError, "in_axes is an integer, None, a function of the leaf, a tuple", "got 'x'")
 def in_axes_of_a_wrong_type():
     text = yield lambda: ps.vmap2(step, in_axes="x")(tree(XS), XS)
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes")))(tree(XS), XS)[0].shape == (3,)
 
 
-@case(TypeError, "The axes of `x` in in_axes are integers and None; got 1.5")
+@case(TypeError, "The axes of `x` in in_axes are integers, None and functions of the leaf; got 1.5")
 def an_axis_of_a_wrong_type():
     text = yield lambda: ps.vmap2(step, in_axes=(0, 1.5))(tree(XS), XS)
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes")))(tree(XS), XS)[0].shape == (3,)

@@ -48,8 +48,9 @@ class StatefulMapping(Compiled):
     **Arguments:**
 
     - `fun`: a function, bound method, callable module, partial, or a transform of one.
-    - `in_axes`, `out_axes`: `jax.vmap`'s prefixes, or (`in_axes`) a dict by argument name. A bound
-        module is not counted and is broadcast. Keyword arguments are mapped over axis 0.
+    - `in_axes`, `out_axes`: `jax.vmap`'s prefixes, or (`in_axes`) a dict by argument name, with axes or
+        functions of the leaf. A bound module is not counted and is broadcast. Keyword arguments are
+        mapped over axis 0.
     - `state_in_axes`, `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning
         `{0: filter}`. `None` says the same for all lanes. In `state_out_axes` a callable in the place of
         an axis takes the stacked lanes, with shape `(axis_size, ...)`, to one value.

@@ -1,6 +1,6 @@
 """`in_axes` and `out_axes`, prefixes of trees, spread over leaves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
@@ -34,6 +34,8 @@ def _per_argument(
     n = signature.n_args
     if in_axes is None or _is_axis(in_axes):
         return [in_axes] * n, {}
+    if callable(in_axes):
+        return [in_axes] * n, dict.fromkeys(signature.keywords, in_axes)
     if isinstance(in_axes, Mapping):
         names = described.names[:n]
         unknown = set(in_axes) - set(names) - set(signature.keywords)
@@ -60,8 +62,8 @@ def _per_argument(
             )
         return list(in_axes), {}
     raise TypeError(
-        f"in_axes is an integer, None, a tuple with an entry per argument, or a dict by argument "
-        f"name; got {in_axes!r}. Write in_axes=0."
+        f"in_axes is an integer, None, a function of the leaf, a tuple with an entry per argument, or a "
+        f"dict by argument name; got {in_axes!r}. Write in_axes=0."
     )
 
 
@@ -71,11 +73,11 @@ def _is_axis(x: Any) -> bool:
 
 def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None], start: int) -> None:
     try:
-        _spread_prefix(spec, arg, result, start)
-    except TypeError as error:
+        _spread_prefix(spec, arg, result, start, _of_each_leaf)
+    except _NoAxisError as error:
         raise TypeError(
-            f"The axes of `{name}` in in_axes are integers and None; {error}. Write "
-            f"in_axes={{{name!r}: 0}}."
+            f"The axes of `{name}` in in_axes are integers, None and functions of the leaf; {error}. "
+            f"Write in_axes={{{name!r}: 0}}."
         ) from None
     except ValueError as error:
         raise ValueError(
@@ -93,8 +95,8 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     leaves, treedef = jtu.tree_flatten(out)
     result: list[int | None] = [None] * len(leaves)
     try:
-        _spread_prefix(out_axes, out, result, 0)
-    except TypeError as error:
+        _spread_prefix(out_axes, out, result, 0, _of_all_leaves)
+    except _NoAxisError as error:
         raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
     except ValueError as error:
         raise ValueError(
@@ -104,17 +106,38 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     return result
 
 
-def _spread_prefix(prefix: Any, tree: Any, result: list[int | None], start: int) -> None:
+def _spread_prefix(
+    prefix: Any,
+    tree: Any,
+    result: list[int | None],
+    start: int,
+    axes_of: Callable[[Any, Sequence[Any]], list[int | None]],
+) -> None:
     """Put the axes of a prefix into `result`, where the leaves of the tree stand from `start` on."""
     position = start
 
     def assign(axis: Any, subtree: Any) -> None:
         nonlocal position
-        if axis is not None and not _is_axis(axis):
-            raise TypeError(f"got {axis!r}")
-        n = len(jtu.tree_leaves(subtree))
-        result[position : position + n] = [axis] * n
-        position += n
+        axes = axes_of(axis, jtu.tree_leaves(subtree))
+        result[position : position + len(axes)] = axes
+        position += len(axes)
 
     with unread():  # else a body that is being compiled would seem to capture the states
         jtu.tree_map(assign, prefix, tree, is_leaf=lambda x: x is None)
+
+
+class _NoAxisError(Exception):
+    """An entry of a prefix that is no axis."""
+
+
+def _of_all_leaves(axis: Any, leaves: Sequence[Any]) -> list[int | None]:
+    if axis is not None and not _is_axis(axis):
+        raise _NoAxisError(f"got {axis!r}")
+    return [axis] * len(leaves)
+
+
+def _of_each_leaf(axis: Any, leaves: Sequence[Any]) -> list[int | None]:
+    """The axes of leaves by an axis, or by a function of the leaf, such as `eqx.if_array(0)`."""
+    if not callable(axis):
+        return _of_all_leaves(axis, leaves)
+    return [found for leaf in leaves for found in _of_all_leaves(axis(leaf), [leaf])]

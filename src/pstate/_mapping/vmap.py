@@ -44,8 +44,9 @@ def vmap2(
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one. The options up
         to `spmd_axis_name` may follow by position, in the order of `jax.vmap`.
-    - `in_axes`: as in `jax.vmap`, or a dict by argument name. Leaves that are no arrays are broadcast,
-        and keyword arguments are mapped over axis 0.
+    - `in_axes`: as in `jax.vmap`, or a dict by argument name. In the place of an axis a function of
+        the leaf may stand, such as `eqx.if_array(0)`. Leaves that are no arrays are broadcast, and
+        keyword arguments are mapped over axis 0.
     - `out_axes`: as in `jax.vmap`.
     - `axis_name`: a name for `jax.lax.pmean` and its like.
     - `axis_size`: the number of lanes; inferred from every mapped array where it is left out.

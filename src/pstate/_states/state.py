@@ -23,6 +23,7 @@ from .._ground.public import public
 from .._ground.values import as_value, copy, is_leaf, same
 from .cell import Cell, Recording
 from .deferred import Deferred
+from .exporting import register_for_export
 from .forgotten_value import ForgottenValue
 from .messages import empty_message, frozen_message, kind_code
 from .showing import doc_of, text_of, treescope_of
@@ -296,6 +297,7 @@ def _register(cls: type) -> None:
     jtu.register_pytree_with_keys(
         cls, _flatten_with_keys, ft.partial(_unflatten, cls), flatten_func=_flatten
     )
+    register_for_export(cls)
 
 
 _register(State)

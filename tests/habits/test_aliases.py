@@ -29,22 +29,14 @@ def tied():
 LIFTED = {
     "plain": lambda f: f,
     "jit": ps.jit,
-    "vmap2": lambda f: ps.vmap2(f, in_axes=None, out_axes=None, axis_size=2),
-    "pmap2": lambda f: ps.pmap2(f, in_axes=None, out_axes=None, axis_size=2),
-    "chunks": lambda f: ps.vmap2(f, in_axes=None, axis_size=4, chunk_size=2),
     "checkpoint": ps.checkpoint,
     "grad": lambda f: ps.grad(f, wrt=lambda path, leaf: path == ("a",)),
-    "for_loop": lambda f: lambda tree: ps.for_loop(ft.partial(f, tree), length=2),
-    "scan": lambda f: (
-        lambda tree: ps.scan(ft.partial(lambda tree, carry, _: (carry, f(tree)), tree), 0.0, length=2)
-    ),
     "while_loop": lambda f: (
         lambda tree: ps.while_loop(
             lambda c: c < 2.0, lambda c: jnp.asarray(3.0) + 0 * ft.partial(f, tree)(), jnp.zeros(())
         )
     ),
     "cond": lambda f: lambda tree: ps.cond(True, f, f, tree),
-    "switch": lambda f: lambda tree: ps.switch(0, [f, f], tree),
     "lane": lambda f: ps.vmap2(f, in_axes=None, axis_size=2).lane(0),
 }
 

@@ -79,20 +79,12 @@ def returning(f):
 LIFTED = {
     "pure": lambda f: ps.pure(f),
     "plain jit": lambda f: ps.jit(f),
-    "jit": lambda f: ps.pure(ps.jit(f)),
     "donate": lambda f: ps.pure(ps.jit(f, donate=...)),
-    "vmap2": lambda f: ps.pure(ps.vmap2(f, in_axes=None, out_axes=None, axis_size=2)),
-    "pmap2": lambda f: ps.pure(ps.pmap2(f, in_axes=None, out_axes=None, axis_size=2)),
-    "chunks": lambda f: ps.pure(ps.vmap2(f, in_axes=None, axis_size=4, chunk_size=2)),
     "lane": lambda f: ps.pure(ps.vmap2(f, in_axes=None, axis_size=2).lane(0)),
-    "checkpoint": lambda f: ps.pure(ps.checkpoint(f)),
     "grad": lambda f: ps.pure(ps.grad(f)),
-    "vjp": lambda f: lambda m: ps.vjp(f, m),
-    "for_loop": lambda f: lambda m: ps.pure(lambda m: ps.for_loop(ft.partial(f, m), length=2))(m),
     "while_loop": lambda f: (
         lambda m: ps.while_loop(lambda c: c < 1, ft.partial(lambda m, c: c + 1 + f(m).astype(int), m), 0)
     ),
-    "cond": lambda f: lambda m: ps.pure(lambda m: ps.cond(True, f, f, m))(m),
     "bound cond": lambda f: lambda m: ps.cond(True, ft.partial(f, m), ft.partial(f, m)),
     "jax.jit": lambda f: jax.jit(ps.pure(f)),
     "disable_jit": lambda f: lambda m: without_jit(f, m),

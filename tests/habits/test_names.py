@@ -6,6 +6,7 @@ import sys
 import types
 import weakref
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
@@ -143,3 +144,65 @@ def test_libraries_are_not_followed():
 
     assert len(bindings(f)) <= 4
     assert sys.modules["jax"] in bindings(f)
+
+
+LIBRARY = """
+def decorate(f):
+    def decorated(x):
+        return f(x)
+    return decorated
+
+offset = 0.25
+
+def helper(x):
+    return x + offset
+"""
+
+
+def through(f):
+    return lambda x: f(x)
+
+
+@pytest.mark.parametrize("wrap", [ps.jit, ps.vmap2], ids=["jit", "vmap2"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda other, f: other.decorate(f),
+        lambda other, f: lambda x: f(x) + 0 * other.helper(x),
+        lambda other, f: through(ft.partial(f)),
+        lambda other, f: lambda x, g=other.helper, f=f: f(x) + 0 * g(x),
+        lambda other, f: through(types.MethodType(lambda self, x: f(x), other)),
+    ],
+    ids=["decorated", "closure", "partial", "default", "method"],
+)
+def test_modules_of_one_program(wrap, make):
+    """Functions of another module that is not installed are helpers, and lead to helpers."""
+    script, other = module(HELPERS), module(LIBRARY)
+    other.decorate.__module__ = other.helper.__module__ = "other"
+    call = wrap(make(other, script.step))
+    x = jnp.ones(()) if wrap is ps.jit else jnp.ones((1,))
+    assert float(call(x).sum()) == 1.0
+    script.scale = 3.0
+    assert float(call(x).sum()) == 3.0
+
+
+def test_what_a_library_holds_is_followed():
+    """A function of an installed package is followed through its closure, and not through its names."""
+    script, library = module(HELPERS), module(LIBRARY)
+    decorated = library.decorate(script.step)
+    decorated.__module__ = library.helper.__module__ = "jax.decorating"
+    helper = library.helper
+    assert script.scale in bindings(lambda x: decorated(x))
+    assert library.offset not in bindings(lambda x: helper(x))
+    assert len(bindings(lambda x: eqx.filter_eval_shape(jnp.sum, x))) < 10
+
+
+def test_a_helper_of_a_helper_in_another_module():
+    """A global of a helper that another module defines is seen, by its own name."""
+    other = module(LIBRARY)
+    other.helper.__module__ = "other"
+    helper = other.helper
+    call = ps.jit(lambda x: helper(x))
+    assert call(jnp.ones(())) == 1.25
+    other.offset = 5.0
+    assert call(jnp.ones(())) == 6.0

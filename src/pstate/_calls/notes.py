@@ -12,10 +12,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.core
-import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._ground.paths import to_place
+from .._ground.values import as_value
 from .._trees.leaves import operand_mask
 from .._trees.slots import LEAF
 from .edits import Edit
@@ -60,7 +60,7 @@ class Note:
         def found(leaf: Any) -> Any:
             if leaf is NEXT:
                 return next(supply)
-            return jnp.asarray(operands[leaf.index]) if type(leaf) is Operand else leaf
+            return as_value(operands[leaf.index]) if type(leaf) is Operand else leaf
 
         out = self.out_treedef.unflatten([found(leaf) for leaf in self.out_leaves])
         writes = {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
+import numpy as np
 
 from .._ground.errors import CapturedStateError
 from .._ground.paths import to_place
@@ -13,6 +14,7 @@ from .._states.state import State, is_state
 from .._states.threads import Threaded, listening, local
 from .._trees.aliases import find_aliases
 from .._trees.flattening import collect, thaw
+from .._trees.lending import given_back
 from .._trees.recording import freeze
 from .._trees.slots import states_of
 from .edits import Edit, Snapshot, refuse_edit
@@ -76,7 +78,10 @@ def run_body(
     writes = {cell.index: cell.value for cell in cells if cell.written}
     _refuse_stale(signature, writes, recording)
     reads = frozenset(cell.index for cell in cells if cell.read)
-    if not collect(out)[2]:
+    found, _, states_out = collect(out)
+    if any(isinstance(leaf, np.ndarray) for leaf in found):
+        out = jtu.tree_map(given_back, out, is_leaf=is_state)
+    if not states_out:
         return Run(out, writes, reads, (), None, edited)
     states = states_of(out)  # packed trees are frozen, and their states stand at no place by themselves
     echoed, aliased = _echoed(out, states, recording), _aliased(out, states)

@@ -79,7 +79,8 @@ def _as_array(leaf: Any, old: Any, where: str) -> Any:
     if type(leaf) in _NUMBERS:
         return _from_number(leaf, old, where)
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm":
-        return jnp.asarray(leaf)
+        # A copy: JAX may share the memory of a NumPy array, and its owner fills it again.
+        return jnp.array(leaf)
     where = f" at `.value{where}`" if where else ""
     raise TypeError(
         f"A state holds a pytree of arrays and numbers; got {_shown(leaf)}{where}. Keep what is not "

@@ -1,14 +1,17 @@
 """What the names in a function are bound to, outside its arguments: a compiled program depends on it.
 
-Bindings are followed into *helpers*: functions and classes of the same program, that is of the same
-top-level package or script, that a name leads to, and those that they lead to in turn. Libraries are not
-followed.
+Bindings are followed into *helpers*: functions and classes that a name leads to, and those that they
+lead to in turn, in whatever module of the program they stand. *Libraries*, which are installed, are not
+part of the program; of a library's function only what it holds is followed, such as a function that it
+decorates.
 """
 
 import dis
 import functools as ft
+import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .._calls.callables import Wrapper, anchor_of
@@ -21,23 +24,47 @@ def bindings(function: Any) -> tuple[Any, ...]:
     >>> bindings(lambda x: x * scale)[0]
     2.0
     """
-    program = _program_of(function)
+    program = _package_of(function)
     bound: list[Any] = []
     seen = {id(function)}
-    queue = [function]
+    queue = [_own(function)]
     while queue:
-        for value in _own(queue.pop()):
+        for value in queue.pop():
             bound.append(value)
-            helper = anchor_of(value) if isinstance(value, Wrapper) else value
-            if isinstance(helper, types.FunctionType | type) and id(helper) not in seen:
-                seen.add(id(helper))
-                if _program_of(helper) == program:
-                    queue.append(helper)
+            helper = _helper(value)
+            if helper is None or id(helper) in seen:
+                continue
+            seen.add(id(helper))
+            package = _package_of(helper)
+            followed = package == program or not _is_library(package)
+            queue.append(_own(helper) if followed else _held(helper))
     return tuple(bound)
 
 
-def _program_of(function: Any) -> str:
+def _helper(value: Any) -> Any:
+    """The function or class that a name leads to, if it is one."""
+    if isinstance(value, types.FunctionType | type):
+        return value
+    if isinstance(value, Wrapper):
+        value = anchor_of(value)
+    while isinstance(value, ft.partial):
+        value = value.func
+    if isinstance(value, types.MethodType):
+        value = value.__func__
+    return value if isinstance(value, types.FunctionType | type) else None
+
+
+def _package_of(function: Any) -> str:
     return (getattr(function, "__module__", None) or "").partition(".")[0]
+
+
+@ft.lru_cache(maxsize=1024)
+def _is_library(package: str) -> bool:
+    """Whether a package is installed, or is this one."""
+    if package in sys.stdlib_module_names or package == __name__.partition(".")[0]:
+        return True
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
 
 
 def _own(function: Any) -> Iterator[Any]:
@@ -55,17 +82,22 @@ def _own(function: Any) -> Iterator[Any]:
     code = getattr(function, "__code__", None)
     if code is None:
         return
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # the name is not bound yet
-            yield None
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
+    yield from _held(function)
     names = function.__globals__
     for name in _globals_of(code):
         if name in names:
             yield names[name]
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """What the closure and the defaults of a function hold."""
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # the name is not bound yet
+            yield None
+    yield from getattr(function, "__defaults__", None) or ()
+    yield from (getattr(function, "__kwdefaults__", None) or {}).values()
 
 
 @ft.lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ import jax.tree_util as jtu
 from .._states.cell import Recording
 from .._states.state import make_frozen, make_live
 from .._states.threads import Collected, local
+from .lending import lend
 from .slots import Layout
 
 
@@ -45,7 +46,11 @@ def _rebuilding(rebuild: Any) -> Iterator[None]:
 
 
 def thaw(layout: Layout, leaves: Sequence[Any], recording: Recording) -> Any:
-    """Build a tree whose states are live in `recording`, in the order of the layout."""
+    """Build a tree whose states are live in `recording`, in the order of the layout.
+
+    NumPy arrays in it can only be read: an edit in place would reach the tree that came in.
+    """
+    leaves = [lend(leaf) for leaf in leaves]
     states = [make_live(slot.kind, recording, slot.tag, slot.value(leaves)) for slot in layout.slots]
     if recording.data is not None:
         is_data = [recording.data(slot.index) is not None for slot in layout.slots]

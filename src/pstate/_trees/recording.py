@@ -19,6 +19,7 @@ from ..filter import to_predicate
 from .aliases import find_aliases
 from .flattening import collect, thaw, unflatten_frozen
 from .guard import Guard
+from .lending import given_back
 from .slots import layout_of, root_name, states_of
 
 
@@ -108,6 +109,7 @@ def freeze(live: PyTree) -> PyTree:
             jtu.tree_leaves(live)  # computes what was deferred
         return live
     leaves, treedef, _ = collect(live)
+    leaves = [given_back(leaf) for leaf in leaves]
     original = _original(states)
     if original is not None:
         original_leaves, original_treedef = jtu.tree_flatten(original)

@@ -19,7 +19,8 @@ from .._states.deferred import Deferred
 from .._trees.aliases import alias_message
 from .._trees.leaves import operand_mask
 from .explaining import Row, rows_of
-from .leaving import Leaving, Outputs
+from .leaving import Outputs
+from .leaving_array import Leaving
 from .mapped_function import MappedFunction
 from .plan import InPlan
 

@@ -26,6 +26,7 @@ from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
 from .._trees.unmatched import with_more
 from .advice import broadcast_code, mapped_too, reducer_code, update_code
+from .leaving_array import Leaving, by_out_axes, by_rule, checked
 from .mapped_function import MappedFunction
 from .plan import InPlan, Input
 from .prefixes import spread_out_axes
@@ -33,25 +34,6 @@ from .prefixes import spread_out_axes
 
 #: Why a value leaves that a call would not let leave.
 _REFUSED = "refused, see the note"
-
-
-@dataclasses.dataclass
-class Leaving:
-    """An array that leaves a lane.
-
-    `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
-    says who declared the value to be the same in all lanes, and `fix` what to write instead;
-    `undeclared` makes what to say if nobody declared anything and the lanes differ. A `reducer` takes
-    the stacked lanes to one value.
-    """
-
-    value: Any
-    axis: int | None
-    reason: str
-    same_by: str = ""
-    fix: str = ""
-    undeclared: Callable[[], str] | None = None
-    reducer: Callable[[Any], Any] | None = None
 
 
 @dataclasses.dataclass
@@ -180,7 +162,7 @@ class Outputs:
                 for leaf in jtu.tree_leaves(item):
                     candidates.append(self._state_in_output(leaf, next(axes), rule, item, place))
             else:
-                candidates.append(_by_out_axes(item, next(axes), place))
+                candidates.append(by_out_axes(item, next(axes), place))
         is_array = arrays_of(out, leaves)
         refuse_tracers(out, leaves, is_array)
         leaves = [NEXT if is_one else leaf for leaf, is_one in zip(leaves, is_array, strict=True)]
@@ -192,11 +174,11 @@ class Outputs:
     ) -> Leaving:
         place = f"{place} ({type(state).__name__})"
         if rule is not None:
-            return _by_rule(leaf, rule, place, kind_code(type(state)))
+            return by_rule(leaf, rule, place, kind_code(type(state)))
         if isinstance(state, NonBatchState):
             same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
             return Leaving(leaf, None, "NonBatchState", same_by, fix)
-        return _by_out_axes(leaf, axis, place)
+        return by_out_axes(leaf, axis, place)
 
     # States that were written ---------------------------------------------------------------------
 
@@ -231,14 +213,14 @@ class Outputs:
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         came = self._plan.of(slot)
         if rule is not None:
-            leaving = [_by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves]
+            leaving = [by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves]
             self._check_shapes(slot, treedef, leaving, place, declared=True)
             return Written(index, treedef, leaving, f"{rule}")
         if came is not None and came.axis is not None:
             reason = "as it came in"
             axes = self._axes_in(slot, treedef)
             leaving = [
-                _checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
+                checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
             ]
             self._check_shapes(slot, treedef, leaving, place, declared=False)
             return Written(index, treedef, leaving, reason)
@@ -379,35 +361,3 @@ class Outputs:
 def _grows(value: Any, old: Any) -> bool:
     """Whether lanes of `value` have more axes than what came in."""
     return len(getattr(value, "shape", ())) + 1 > len(old.shape)
-
-
-def _by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
-    if axis is None:
-        same_by, fix = f"out_axes=None for `{place}`", "Give it an axis: out_axes=0."
-        return Leaving(leaf, None, "out_axes=None", same_by, fix)
-    return _checked(leaf, axis, f"out_axes={axis}", place)
-
-
-def _by_rule(leaf: Any, rule: Rule, place: str, code: str) -> Leaving:
-    if rule.reducer is not None:
-        return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
-    if rule.axis is None:
-        same_by = f"state_out_axes={rule} for `{place}`"
-        fix = f"Give it an axis: state_out_axes={{0: {code}}}."
-        return Leaving(leaf, None, f"state_out_axes={rule}", same_by, fix)
-    return _checked(leaf, rule.axis, f"state_out_axes={rule}", place)
-
-
-def _checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
-    is_number = isinstance(leaf, bool | int | float | complex)
-    shape = tuple(getattr(leaf, "shape", ()))
-    if not hasattr(leaf, "shape") and not is_number:
-        return Leaving(leaf, axis, reason)  # no array, and so without a place for lanes
-    if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
-        raise BatchAxisError(
-            f"`{place}` leaves along axis {axis} ({reason}), and a lane's value has shape {shape}: "
-            "there is no such axis to put the lanes on. Choose one from "
-            f"{-len(shape) - 1} to {len(shape)}, by state_out_axes for a state and by out_axes for an "
-            "output."
-        )
-    return Leaving(leaf, axis, reason)

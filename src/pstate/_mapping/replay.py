@@ -21,7 +21,8 @@ from .._states.keys import is_typed_key, split_for_lanes
 from .._states.threads import local
 from .lane_sharding import explicit_sharding, with_axis, without_axis
 from .lanes import Lanes, Meta, ordered
-from .leaving import Leaving, Outputs
+from .leaving import Outputs
+from .leaving_array import Leaving
 from .mapped_function import MappedFunction
 from .plan import InPlan
 from .probes import which_differ

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.tree_util as jtu
+from jax.sharding import PartitionSpec
 
 
 try:  # JAX 0.10 moved it; drop the fallback once the oldest supported JAX is 0.10.
@@ -129,3 +130,30 @@ def checks_key_reuse() -> bool:
 
 #: Whether a `jax.pmap` may stand in another. Since it became a `shard_map`, in JAX 0.8, it may not.
 NESTED_PMAP = jax.__version_info__ < (0, 8)
+
+
+#: What puts a mesh into the context, as code. Drop the latter with JAX 0.6.
+SET_MESH = "jax.set_mesh" if hasattr(jax, "set_mesh") else "jax.sharding.use_mesh"
+
+
+def mesh_of_context() -> Any:
+    """The mesh of the context, `None` where there is none.
+
+    Under a trace it is the abstract mesh where `jax.set_mesh` put it there. JAX tells no more than that
+    by name: the mesh of `with mesh:`, and on 0.6 the devices of any, are read off what JAX makes of a
+    spec. Drop the second of these with JAX 0.6.
+    """
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    if mesh is not None and mesh.axis_names:
+        if not is_eager():
+            return mesh
+        if hasattr(jax.sharding, "get_mesh"):
+            return jax.sharding.get_mesh()
+        placed: Any = jax.device_put(0, PartitionSpec())
+        return placed.sharding.mesh
+    constrain = lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec())
+    try:
+        jaxpr = jax.make_jaxpr(constrain)(jax.ShapeDtypeStruct((), bool))
+    except (RuntimeError, ValueError):  # there is none
+        return None
+    return jaxpr.eqns[0].params["sharding"].mesh

@@ -28,6 +28,7 @@ from ._mapping.new_states import (
 )
 from ._mapping.pmap import pmap2 as pmap2
 from ._mapping.vmap import vmap2 as vmap2
+from ._shard_map.shard_map import shard_map2 as shard_map2
 from ._states.catching import catch_new_states as catch_new_states
 from ._states.kinds import (
     BatchState as BatchState,

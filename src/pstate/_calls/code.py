@@ -3,7 +3,9 @@
 import functools as ft
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from .._states.messages import kind_code
 from ..filter import All, Any as AnyOf, Not, OfType
@@ -32,6 +34,10 @@ def as_code(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if value is ...:
         return "..."
+    if isinstance(value, PartitionSpec):
+        return f"P({', '.join(map(repr, value))})"  # alike in all versions of JAX
+    if isinstance(value, Mesh | AbstractMesh):
+        return "mesh"
     if isinstance(value, type):
         return kind_code(value)
     if type(value).__module__ == OfType.__module__:
@@ -40,6 +46,8 @@ def as_code(value: Any) -> str:
         kwargs = [f"{name}={as_code(v)}" for name, v in value.keywords.items()]
         return f"ft.partial({', '.join([as_code(value.func), *map(as_code, value.args), *kwargs])})"
     if callable(value) and hasattr(value, "__name__"):
-        is_jnp = getattr(jnp, value.__name__, None) is value
-        return f"jnp.{value.__name__}" if is_jnp else name_of(value)
+        for module, name in ((jnp, "jnp"), (jax.lax, "jax.lax")):
+            if getattr(module, value.__name__, None) is value:
+                return f"{name}.{value.__name__}"
+        return name_of(value)
     return repr(value)

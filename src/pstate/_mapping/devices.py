@@ -87,6 +87,11 @@ def _moved(x: Any, axis: int | None) -> Any:
     return x[0] if axis is None else jnp.moveaxis(x, 0, axis)
 
 
+def manual_axes() -> tuple[str, ...]:
+    """The mesh axes over which the code that runs now is mapped, by `jax.shard_map` or by ours."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def devices_of(kwargs: dict[str, Any]) -> tuple[int, int, int]:
     """How many lanes fit on this process; and of how many processes it is which."""
     devices = kwargs.get("devices")

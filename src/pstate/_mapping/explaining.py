@@ -1,15 +1,15 @@
 """The plan of a call as a table, for people."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._calls.running import Run
 from .._calls.signature import Described, Signature
 from .._ground.values import nbytes, short_dtype
 from .._looking.tables import Table
-from .._trees.axis_specs import Rule
 from .._trees.leaves import operand_mask
+from .._trees.slots import Slot
 from .leaving import Outputs
 from .plan import InPlan, Input
 
@@ -29,7 +29,7 @@ class Row:
     nbytes: int
 
 
-_HEADER = ("place", "kind", "per lane", "in", "use", "out", "because")
+_HEADER = ("place", "kind", "per {}", "in", "use", "out", "because")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,15 @@ class Explanation:
     """What a mapping decided for one call. Prints as a table; notebooks show HTML.
 
     `rows` has one entry for each state and each array outside states; `notes` says which filters
-    matched nothing or were shadowed, and which writes a call would refuse.
+    matched nothing or were shadowed, and which writes a call would refuse. `part` is what the body runs
+    for, a lane or a shard.
     """
 
     title: str
     axis_size: int
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    part: str = "lane"
 
     @property
     def bytes_mapped(self) -> int:
@@ -58,8 +60,8 @@ class Explanation:
     def _table(self) -> Table:
         rows = self.rows
         return Table(
-            f"{self.title}, {self.axis_size} lanes",
-            _HEADER,
+            f"{self.title}, {self.axis_size} {self.part}s",
+            tuple(cell.format(self.part) for cell in _HEADER),
             [(r.place, r.kind, r.shape, r.axis_in, r.use, r.axis_out, r.reason) for r in rows],
             closing=(f"{self.bytes_mapped:,} bytes mapped, {self.bytes_broadcast:,} bytes broadcast",),
             notes=self.notes,
@@ -96,7 +98,7 @@ def rows_of(
         came = plan.leaves[i]
         axis_out, reason, use = "", came.reason, ""
         if slot is not None:
-            use = _use(slot.index, came, run, written)
+            use = use_of(slot.index, came.split, run, written)
             state = written.get(slot.index)
             axis_out = _axis(came.axis if state is None else state.axis)
             reason += "" if state is None else f"; out: {state.why}"
@@ -116,16 +118,40 @@ def rows_of(
                 nbytes=sum(nbytes(leaf) for leaf in leaves[i:stop]),
             )
         )
-    return rows
+    filled = [layout.slots[i] for i in sorted(written) if i in plan.empty]
+    return rows + [_row_of_empty(signature, described, plan, run, slot, written) for slot in filled]
+
+
+def _row_of_empty(
+    signature: Signature,
+    described: Described,
+    plan: InPlan,
+    run: Run,
+    slot: Slot,
+    written: dict[int, Any],
+) -> Row:
+    came, state = plan.empty[slot.index], written[slot.index]
+    return Row(
+        place=signature.place(slot.key_path, described.names),
+        kind=slot.kind.__name__,
+        shape="empty",
+        axis_in="",
+        use=use_of(slot.index, False, run, written),
+        axis_out=_axis(state.axis),
+        reason=f"{came.reason}; out: {state.why}",
+        mapped=False,
+        nbytes=0,
+    )
 
 
 def _axis(axis: Any) -> str:
     return "shared" if axis is None else str(axis)
 
 
-def _use(index: int, came: Input, run: Run, written: dict[int, Any]) -> str:
+def use_of(index: int, is_split: bool, run: Run, written: dict[int, Any]) -> str:
+    """What a function does with the state of a slot, for people to read."""
     uses = ["read"] * (index in run.reads)
-    uses += ["split"] * (came.split and index in written)
+    uses += ["split"] * (is_split and index in written)
     uses += ["written"] * (index in run.writes)
     return ", ".join(uses) or "unused"
 
@@ -138,11 +164,11 @@ def _per_lane(leaf: Any, given: Input) -> str:
 
 
 def notes_of(
-    rules_in: Sequence[Rule], rules_out: Sequence[Rule], states: Sequence[tuple[Any, Any]]
+    rules_of: Mapping[str, Sequence[Any]], states: Sequence[tuple[Any, Any]]
 ) -> tuple[str, ...]:
-    """Which filters match nothing, and which are shadowed by an earlier one."""
+    """Which filters match nothing, and which are shadowed by an earlier one, by option."""
     notes: list[str] = []
-    for name, rules in (("state_in_axes", rules_in), ("state_out_axes", rules_out)):
+    for name, rules in rules_of.items():
         for i, rule in enumerate(rules):
             mine = [each for each in states if rule.predicate(*each)]
             if not mine and rule.wants_a_match:

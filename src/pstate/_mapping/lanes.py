@@ -82,7 +82,7 @@ class Lanes:
         lane_key: Callable[[int], Callable[[bool], Any]],
         drawn: Any,
         anywhere: bool,
-    ) -> tuple[Run, Outputs]:
+    ) -> tuple[Run, Any]:
         """Run the body on the operands of one lane.
 
         `lane_key(index)(needed)` gives the lane's key of a split random state, when it is first needed;
@@ -103,10 +103,16 @@ class Lanes:
             raise
         if run.aliased_out is not None:
             raise AliasedStateError(alias_message(*run.aliased_out))
-        outputs = Outputs(
-            self.mapped, self.leaves, self.plan, run, frozenset(drawn), lines, lenient=self.wants_rows
-        )
-        return run, outputs
+        return run, self.outputs_of(run, frozenset(drawn), lines)
+
+    def outputs_of(self, run: Run, drawn: frozenset[int], lines: dict[int, str]) -> Any:
+        """What leaves the lanes of a run, and where."""
+        return Outputs(self.mapped, self.leaves, self.plan, run, drawn, lines, lenient=self.wants_rows)
+
+    def rows(self, run: Run, outputs: Any) -> list[Row]:
+        """The rows of `explain`."""
+        described = self.mapped.described
+        return rows_of(self.signature, described, self.leaves, self.plan, run, outputs)
 
     def mark(self, index: int, needed: bool) -> None:
         """Hear whether the lanes need their keys of a split random state."""
@@ -119,13 +125,8 @@ class Lanes:
         mark = ft.partial(self.mark, index)
         return Deferred(make, self.leaves[leaf], lambda: mapped.place(index), anywhere, mark)
 
-    def meta(self, run: Run, outputs: Outputs) -> Meta:
-        described = self.mapped.described
-        rows = (
-            rows_of(self.signature, described, self.leaves, self.plan, run, outputs)
-            if self.wants_rows
-            else []
-        )
+    def meta(self, run: Run, outputs: Any) -> Meta:
+        rows = self.rows(run, outputs) if self.wants_rows else []
         return Meta(
             outputs.out_treedef,
             outputs.out_leaves,

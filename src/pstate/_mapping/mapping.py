@@ -176,7 +176,7 @@ class StatefulMapping(Compiled):
             local.call = outer
         out, writes = meta.result(arrays)
         self._refuse(call, meta, contract)
-        idle = _idle_writes(call, meta, contract)
+        idle = idle_writes(call, meta, contract)
         return out, {i: v for i, v in writes.items() if i not in idle} if idle else writes
 
     def _run_lanes(self, call: Call, contract: Contract | None) -> tuple[list[Any], Meta]:
@@ -200,7 +200,7 @@ class StatefulMapping(Compiled):
         """Refuse what would be refused after the call, when buffers are gone."""
         if self.options.donates:
             self._refuse(call, meta, contract)
-            idle = _idle_writes(call, meta, contract)
+            idle = idle_writes(call, meta, contract)
             writes = [index for index, _, _ in meta.writes if index not in idle]
             check_writes(call, contract, writes, lambda index: self._line(call, index))
 
@@ -252,7 +252,8 @@ class StatefulMapping(Compiled):
         options = self.options
         layout = call.signature.layout
         states = [(call.signature.path(s.index), s.state(call.leaves)) for s in layout.slots]
-        notes = notes_of(options.rules_in, options.rules_out, states)
+        rules = {"state_in_axes": options.rules_in, "state_out_axes": options.rules_out}
+        notes = notes_of(rules, states)
         notes = (*notes, *meta.problems)
         return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes)
 
@@ -308,7 +309,7 @@ class Lane(Transform):
         return f"{self.fun._code()}.lane({self.index})"
 
 
-def _idle_writes(call: Call, meta: Meta, contract: Contract | None) -> set[int]:
+def idle_writes(call: Call, meta: Meta, contract: Contract | None) -> set[int]:
     """The keys that lanes only read: where nobody threads them there is nothing to advance."""
     if contract is not None:
         return set()

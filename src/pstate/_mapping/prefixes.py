@@ -73,7 +73,7 @@ def _is_axis(x: Any) -> bool:
 
 def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None], start: int) -> None:
     try:
-        _spread_prefix(spec, arg, result, start, _of_each_leaf)
+        spread_prefix(spec, arg, result, start, _of_each_leaf)
     except _NoAxisError as error:
         raise TypeError(
             f"The axes of `{name}` in in_axes are integers, None and functions of the leaf; {error}. "
@@ -95,7 +95,7 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     leaves, treedef = jtu.tree_flatten(out)
     result: list[int | None] = [None] * len(leaves)
     try:
-        _spread_prefix(out_axes, out, result, 0, _of_all_leaves)
+        spread_prefix(out_axes, out, result, 0, _of_all_leaves)
     except _NoAxisError as error:
         raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
     except ValueError as error:
@@ -106,14 +106,17 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     return result
 
 
-def _spread_prefix(
+def spread_prefix(
     prefix: Any,
     tree: Any,
-    result: list[int | None],
+    result: list[Any],
     start: int,
-    axes_of: Callable[[Any, Sequence[Any]], list[int | None]],
+    axes_of: Callable[[Any, Sequence[Any]], list[Any]],
 ) -> None:
-    """Put the axes of a prefix into `result`, where the leaves of the tree stand from `start` on."""
+    """Put the entries of a prefix into `result`, where the leaves of the tree stand from `start` on.
+
+    `axes_of(entry, leaves)` gives the entry of each leaf below one of the prefix.
+    """
     position = start
 
     def assign(axis: Any, subtree: Any) -> None:

@@ -19,6 +19,7 @@ from .._ground.versions import NESTED_PMAP, STRUCTS_VARY, manual_type, varies_ov
 from .._states.deferred import Deferred
 from .._states.keys import is_typed_key, split_for_lanes
 from .._states.threads import local
+from .devices import manual_axes
 from .lane_sharding import explicit_sharding, with_axis, without_axis
 from .lanes import Lanes, Meta, ordered
 from .leaving import Outputs
@@ -48,6 +49,11 @@ class Replay(Lanes):
                 f"{mapped.described.fn} is called in the body of another mapping over devices, and "
                 "this version of JAX runs no jax.pmap inside another. Map the inner lanes on the device "
                 "that they are on: ps.vmap2."
+            )
+        if self.options.on_devices and manual_axes():
+            raise NotImplementedError(
+                f"{mapped.described.fn} is called in the body of a mapping over shards, and JAX runs no "
+                "jax.pmap inside jax.shard_map. Map the lanes on the devices of their shard: ps.vmap2."
             )
         self.n_lanes = plan.axis_size * n_processes
         self.axis_name = self.options.axis_name

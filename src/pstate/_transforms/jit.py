@@ -50,7 +50,7 @@ class _Program(Donation):
 class _JitEntry:
     """The compiled programs of calls of one structure, by the shapes of their operands."""
 
-    def __init__(self, program: _Program, name: str, compiler_options: dict[str, Any] | None):
+    def __init__(self, program: Any, name: str, compiler_options: dict[str, Any] | None):
         self.program = program
         self.flat = program.presented(watched(program), name=name)
         self.jit = ft.partial(jax.jit, compiler_options=compiler_options)
@@ -259,11 +259,11 @@ class Jit(Compiled, Lifted):
         donation = self.donate, self.donate_argnums, self.donate_argnames
         return Jit, *donation, self.compiler_options and exact_key(self.compiler_options)
 
-    def _program(self, call: Call) -> _Program:
+    def _program(self, call: Call) -> Any:  # a `Donation`, to be called with arrays
         donation = self.donate, self.donate_argnums, self.donate_argnames
         return flat_function_of(call, code_of(self), _Program, *donation)
 
-    def _make_entry(self, program: _Program) -> _JitEntry:
+    def _make_entry(self, program: Any) -> _JitEntry:
         return _JitEntry(program, self.__name__, dict(self.compiler_options) or None)
 
 

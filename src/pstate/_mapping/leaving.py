@@ -1,7 +1,7 @@
 """What leaves a lane, and along which axis.
 
 A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
-came in on; else, where the lanes agree on the value, without an axis; else as the policy says. States
+came in on, or would have if it was empty; else, where the lanes agree on the value, without an axis; else as the policy says. States
 that stand in the output take `state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
 """
 
@@ -46,7 +46,7 @@ class Written:
 
     index: int
     treedef: Any
-    leaves: list[Leaving]
+    leaves: list[Any]  # a `Leaving` each, or what stands for it over shards
     reason: str
     kept: bool = False
     soft: bool = False
@@ -216,6 +216,10 @@ class Outputs:
             leaving = [by_rule(leaf, rule, place, kind_code(slot.kind)) for leaf in leaves]
             self._check_shapes(slot, treedef, leaving, place, declared=True)
             return Written(index, treedef, leaving, f"{rule}")
+        empty = self._plan.empty.get(index)
+        if empty is not None and empty.axis is not None:
+            leaving = [checked(leaf, empty.axis, empty.reason, place) for leaf in leaves]
+            return Written(index, treedef, leaving, empty.reason)
         if came is not None and came.axis is not None:
             reason = "as it came in"
             axes = self._axes_in(slot, treedef)

@@ -2,12 +2,12 @@
 
 A state going in takes, in this order: the first rule of `state_in_axes` that matches; if it is a
 `NonBatchState`, no axis; if it is a `RandomState` whose key, or keys, all lanes share, a key per lane,
-of each; else its argument's `in_axes`. Arrays outside states take their argument's `in_axes`. Nothing is
-guessed from sizes.
+of each; else its argument's `in_axes`. An empty state takes what its value would take. Arrays outside
+states take their argument's `in_axes`. Nothing is guessed from sizes.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._calls.signature import ARGS, Described, Signature
@@ -18,6 +18,7 @@ from .._states.random_state import RandomState, shape_of_keys
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
 from .advice import broadcast_argument, broadcast_code, with_none
+from .empty_states import axes_of_empty
 from .prefixes import spread_in_axes
 
 
@@ -40,6 +41,8 @@ class InPlan:
 
     leaves: tuple[Input, ...]
     axis_size: int
+    #: By slot, how a state that came in empty would go in, if it had a value.
+    empty: Mapping[int, Input]
 
     def of(self, slot: Slot) -> Input | None:
         """How a state goes in; `None` for an empty one."""
@@ -66,15 +69,19 @@ def plan_inputs(
         Input(axis, f"in_axes={axis}") if array else Input(None, "no array")
         for axis, array in zip(by_argument, is_array, strict=True)
     ]
+    empty_axes = axes_of_empty(signature, in_axes, described, leaves)
+    empty = {index: Input(axis, f"in_axes={axis}") for index, axis in empty_axes.items()}
     for slot in signature.layout.slots:
         ruled = _ruled(signature, slot, leaves, rules, by_argument)
-        if ruled is not None:
+        if ruled is not None and slot.index in empty:
+            empty[slot.index] = ruled
+        elif ruled is not None:
             inputs[slot.start : slot.stop] = [ruled] * (slot.stop - slot.start)
     for i, (leaf, given) in enumerate(zip(leaves, inputs, strict=True)):
         if given.axis is not None and not -len(leaf.shape) <= given.axis < len(leaf.shape):
             _refuse_axis(signature, leaves, inputs, i, axis_size, described)
     size = _axis_size(signature, leaves, inputs, axis_size, described)
-    return InPlan(tuple(inputs), size)
+    return InPlan(tuple(inputs), size, empty)
 
 
 def _ruled(

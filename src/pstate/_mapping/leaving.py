@@ -1,8 +1,9 @@
 """What leaves a lane, and along which axis.
 
 A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
-came in on, or would have if it was empty; else, where the lanes agree on the value, without an axis; else as the policy says. States
-that stand in the output take `state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
+came in on, or would have if it was empty; else, where the lanes agree on the value, without an axis;
+else as the policy says. States that stand in the output take `state_out_axes`, then their kind
+(`NonBatchState`), then `out_axes`.
 """
 
 import dataclasses

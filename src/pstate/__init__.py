@@ -29,6 +29,10 @@ from ._mapping.new_states import (
 from ._mapping.pmap import pmap2 as pmap2
 from ._mapping.vmap import vmap2 as vmap2
 from ._shard_map.shard_map import shard_map2 as shard_map2
+from ._sharding.init import sharded_init as sharded_init
+from ._sharding.largest import largest as largest
+from ._sharding.shard import shard as shard
+from ._sharding.shardings import shardings as shardings
 from ._states.catching import catch_new_states as catch_new_states
 from ._states.kinds import (
     BatchState as BatchState,

@@ -1,14 +1,15 @@
 """The mesh of the context.
 
-There may be three: that of `jax.set_mesh` (`jax.sharding.use_mesh` on JAX 0.6), that of `with mesh:`, and
-under a trace the *abstract* mesh, which has names and sizes and no devices.
+There may be three: that of `jax.set_mesh` (`jax.sharding.use_mesh` on JAX 0.6), that of `with mesh:`,
+and under a trace the *abstract* mesh, which has names and sizes and no devices.
 """
 
 from typing import Any
 
+import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from .._ground.versions import SET_MESH, mesh_of_context
+from .._ground.versions import SET_MESH, is_eager, mesh_of_context
 
 
 def current_mesh(what: str) -> Any:
@@ -20,8 +21,8 @@ def current_mesh(what: str) -> Any:
     if mesh is None:
         raise ValueError(
             f"{what} needs a mesh, and none was passed and none is in the context. Make one, "
-            "mesh = jax.make_mesh((jax.device_count(),), ('data',)), and pass it, mesh=mesh, or put it in "
-            f"the context, `with {SET_MESH}(mesh): ...`."
+            "mesh = jax.make_mesh((jax.device_count(),), ('data',)), and pass it, mesh=mesh, or put "
+            f"it in the context, `with {SET_MESH}(mesh): ...`."
         )
     return mesh
 
@@ -38,4 +39,7 @@ def mesh_or_current(mesh: Any, what: str) -> Any:
             f"mesh is a jax.sharding.Mesh; got {mesh!r} of type {type(mesh).__name__}. Write "
             "mesh=jax.make_mesh((jax.device_count(),), ('data',))."
         )
-    return mesh
+    around: Any = jax.sharding.get_abstract_mesh()
+    if is_eager() or around is None or around.axis_names != mesh.axis_names:
+        return mesh
+    return around  # inside `jax.shard_map` it alone knows which axes are manual

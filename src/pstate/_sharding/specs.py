@@ -42,13 +42,14 @@ def check_spec(spec: PartitionSpec | None, mesh: Any, where: str) -> None:
             shape = dict(mesh.shape) if hasattr(mesh, "shape") else list(there)
             example = PartitionSpec(there[0]) if there else PartitionSpec()
             raise ValueError(
-                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r}, and the mesh has the "
-                f"axes {shape}. Name one of these, {spec_code(example)}, or make the mesh with that axis."
+                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r}, and the mesh "
+                f"has the axes {shape}. Name one of these, {spec_code(example)}, or make the mesh with "
+                "that axis."
             )
         if name in seen:
             raise ValueError(
-                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r} twice: an array can be "
-                f"cut along a mesh axis once. Keep one, {spec_code(PartitionSpec(name))}."
+                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r} twice: an array "
+                f"can be cut along a mesh axis once. Keep one, {spec_code(PartitionSpec(name))}."
             )
         seen.add(name)
 
@@ -62,8 +63,9 @@ def check_divides(shape: Sequence[int], spec: PartitionSpec, mesh: Any, place: s
     if len(spec) > len(shape):
         raise BatchAxisError(
             f"{place} has shape {shape}, of {len(shape)} axes, and the spec {spec_code(spec)} is for "
-            f"{len(spec)}. Write as many entries as there are axes or fewer, {spec_code(_cut(spec, shape))}; a "
-            "spec may also be a function of the leaf: lambda leaf: P('data') if leaf.ndim else P()."
+            f"{len(spec)}. Write as many entries as there are axes or fewer, "
+            f"{spec_code(_cut(spec, shape))}; a spec may also be a function of the leaf: lambda leaf: "
+            "P('data') if leaf.ndim else P()."
         )
     for axis, entry in enumerate(spec):
         n = math.prod(mesh.shape[name] for name in _names(entry))
@@ -71,9 +73,9 @@ def check_divides(shape: Sequence[int], spec: PartitionSpec, mesh: Any, place: s
             whole = PartitionSpec(*[None if i == axis else e for i, e in enumerate(spec)])
             fitting = -(-shape[axis] // n) * n
             raise BatchAxisError(
-                f"{place} has shape {shape}, and the spec {spec_code(spec)} cuts its axis {axis}, of size "
-                f"{shape[axis]}, into {n} shards, which does not divide. Make the axis a multiple of {n}, "
-                f"by padding it to {fitting}, say; or leave it whole: {spec_code(whole)}."
+                f"{place} has shape {shape}, and the spec {spec_code(spec)} cuts its axis {axis}, of "
+                f"size {shape[axis]}, into {n} shards, which does not divide. Make the axis a multiple "
+                f"of {n}, by padding it to {fitting}, say; or leave it whole: {spec_code(whole)}."
             )
 
 

@@ -20,10 +20,11 @@ from .packed import Packed, pack, unpacked
 from .unmatched import warn_of_unmatched
 
 
-_ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
+#: What counts as an array: also the shape and dtype of one.
+ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
-class _Leaf(NamedTuple):
+class Leaf(NamedTuple):
     """A state, or what stands outside states."""
 
     path: Path
@@ -31,9 +32,10 @@ class _Leaf(NamedTuple):
     leaf: Any
 
 
-def _leaves(tree: PyTree) -> tuple[list[_Leaf], Any]:
+def leaves_of(tree: PyTree) -> tuple[list[Leaf], Any]:
+    """The leaves of a tree, of which states are, and its structure down to these."""
     flat, treedef = jtu.tree_flatten_with_path(unpacked(tree), is_leaf=is_state)
-    return [_Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
+    return [Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
 
 
 @public
@@ -59,8 +61,8 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
     """
     predicate = to_predicate(filter)
 
-    leaves, treedef = _leaves(tree)
-    chosen = [isinstance(i.leaf, (State, *_ARRAYS)) and bool(predicate(i.path, i.leaf)) for i in leaves]
+    leaves, treedef = leaves_of(tree)
+    chosen = [isinstance(i.leaf, (State, *ARRAYS)) and bool(predicate(i.path, i.leaf)) for i in leaves]
     if not any(chosen):
         warn_of_unmatched(predicate, f"filter={predicate!r} of ps.select", (i.leaf for i in leaves))
     # A mask is a tree of states like any other, but it holds Python booleans, so that reading one
@@ -101,16 +103,16 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
     """
     rules = parse_state_axes(state_axes, "state_axes")
 
-    def axis(item: _Leaf) -> int | None:
-        if not isinstance(item.leaf, (State, *_ARRAYS)):
+    def axis(item: Leaf) -> int | None:
+        if not isinstance(item.leaf, (State, *ARRAYS)):
             return None
         for rule in rules:
             if rule.predicate(item.path, item.leaf):
                 return rule.axis
         return None
 
-    leaves, treedef = _leaves(tree)
-    candidates = [item for item in leaves if isinstance(item.leaf, (State, *_ARRAYS))]
+    leaves, treedef = leaves_of(tree)
+    candidates = [item for item in leaves if isinstance(item.leaf, (State, *ARRAYS))]
     for rule in rules:
         if rule.wants_a_match and not any(rule.predicate(i.path, i.leaf) for i in candidates):
             warn_of_unmatched(rule.predicate, f"state_axes={rule} of ps.axes", (i.leaf for i in leaves))
@@ -131,7 +133,7 @@ def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A0
         {('w',): ParamState(f32[])}
     """
     predicate = to_predicate(filter)
-    leaves, _ = _leaves(tree)
+    leaves, _ = leaves_of(tree)
     found = {
         item.path: item.leaf
         for item in leaves
@@ -168,7 +170,7 @@ def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTr
         >>> net["v"].value.item(), net["w"].value.item()
         (0.0, 2.0)
     """
-    leaves, treedef = _leaves(tree)
+    leaves, treedef = leaves_of(tree)
     known = {item.path for item in leaves if isinstance(item.leaf, State)}
     values = _by_path(values, known)
     unknown = [path for path in values if path not in known]
@@ -233,8 +235,8 @@ def _is_live(leaf: Any) -> bool:
     return isinstance(leaf, State) and leaf._cell is not None
 
 
-def _refuse_aliases(items: Iterable[_Leaf]) -> None:
-    seen: dict[int, _Leaf] = {}
+def _refuse_aliases(items: Iterable[Leaf]) -> None:
+    seen: dict[int, Leaf] = {}
     for item in items:
         first = seen.setdefault(id(item.leaf), item)
         if first is not item and item.leaf._peek() is not None:

@@ -6,6 +6,7 @@ the structure of the output.
 """
 
 import dataclasses
+import functools as ft
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +116,8 @@ def refuse_tracers(out: Any, leaves: Sequence[Any], is_array: Sequence[bool]) ->
 
 def _held_by(leaf: Any) -> list[Any]:
     held = list(getattr(leaf, "__dict__", {}).values())
+    if isinstance(leaf, ft.partial):
+        held += jtu.tree_leaves((leaf.args, leaf.keywords))
     for cell in getattr(leaf, "__closure__", None) or ():
         try:
             held.append(cell.cell_contents)

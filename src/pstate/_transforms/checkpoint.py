@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._calls.call import Call
 from .._calls.code import as_code
@@ -16,6 +17,15 @@ from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.public import public
 from .._ground.values import as_value
+
+
+_NUMBERS = (bool, int, float, complex)
+
+
+def _as_array(x: Any) -> Any:
+    # An argument that comes back as it is may be NumPy's here, and a state holds none; a constant
+    # number may be of a type of JAX's own, which is a number.
+    return jnp.asarray(x) if isinstance(x, _NUMBERS) else as_value(x)
 
 
 class Checkpoint(Lifted):
@@ -37,8 +47,7 @@ class Checkpoint(Lifted):
         shown = body.presented(flat)
         recomputed = jax.checkpoint(shown, prevent_cse=self.prevent_cse, policy=self.policy)
         arrays, note = recomputed(*call.kinds.operands(leaves))
-        # An argument that comes back as it is may be NumPy's here, and a state holds none.
-        return note, note.result([as_value(array) for array in arrays])
+        return note, note.result([_as_array(array) for array in arrays])
 
     def __repr__(self) -> str:
         cse = [] if self.prevent_cse else ["prevent_cse=False"]

@@ -9,6 +9,7 @@ import functools as ft
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -19,7 +20,7 @@ from .._calls.code import as_code
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
 from .._calls.lifting import Lifted
-from .._calls.notes import Note, taken_apart
+from .._calls.notes import Note, arrays_of, refuse_tracers, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
 from ..filter import Trainable
@@ -67,11 +68,27 @@ class Derivative(Lifted):
         def function(chosen: Sequence[Any]) -> tuple[Any, tuple[list[Any], Note]]:
             run = body.run(wrt.put(leaves, chosen))
             out, aux = _pair(self, run.out) if self.has_aux else (run.out, None)
-            return out, taken_apart(dataclasses.replace(run, out=aux))
+            arrays, rest = self._parted(out)
+            return arrays, taken_apart(dataclasses.replace(run, out=(rest, aux)))
 
         result, (arrays, note) = self._differentiate(function, wrt.chosen(leaves), wrt)
-        aux, writes = note.result(arrays)
-        return note, (self._with_aux(result, aux), writes)
+        (rest, aux), writes = note.result(arrays)
+        return note, (self._with_aux(self._whole(result, rest), aux), writes)
+
+    def _parted(self, out: Any) -> tuple[Any, Any]:
+        """What is differentiated of an output, a tree of arrays; and the rest, which is no array."""
+        leaves, treedef = jtu.tree_flatten(out)
+        mask = arrays_of(out, leaves)
+        if all(mask):
+            return out, Rest(None)
+        refuse_tracers(out, leaves, mask)
+        arrays = [leaf if is_one else None for leaf, is_one in zip(leaves, mask, strict=True)]
+        rest = [None if is_one else leaf for leaf, is_one in zip(leaves, mask, strict=True)]
+        return treedef.unflatten(arrays), Rest(treedef, tuple(rest))
+
+    def _whole(self, result: Any, rest: "Rest") -> Any:
+        """The result with what is no array put back into the output, where that is a part of it."""
+        return result
 
     def _with_aux(self, result: Any, aux: Any) -> Any:
         return (result, aux) if self.has_aux else result
@@ -109,10 +126,44 @@ def _pair(derivative: Derivative, out: Any) -> tuple[Any, Any]:
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rest:
+    """The leaves of an output that are no arrays, at their places. A pytree without leaves."""
+
+    treedef: Any
+    leaves: tuple[Any, ...] = ()
+
+    def put(self, out: Any) -> Any:
+        """The whole output, of its arrays."""
+        if self.treedef is None:
+            return out
+        arrays = self.treedef.flatten_up_to(out)
+        both = zip(arrays, self.leaves, strict=True)
+        return self.treedef.unflatten([array if array is not None else leaf for array, leaf in both])
+
+
+jtu.register_pytree_node(Rest, lambda rest: ((), rest), lambda rest, _: rest)
+
+
 class ValueAndGrad(Derivative):
     __slots__ = ()
 
     _name: ClassVar[str] = "value_and_grad"
+
+    def _parted(self, out: Any) -> tuple[Any, Any]:
+        if not jtu.all_leaves([out]) or not all(arrays_of(out, [out])):
+            self._refuse_output(out)
+        return out, Rest(None)
+
+    def _refuse_output(self, out: Any) -> None:
+        if isinstance(out, tuple) and len(out) == 2 and not self.has_aux:
+            fix = f"What comes beside the number is auxiliary: {self._code()[:-1]}, has_aux=True)."
+        else:
+            fix = "Return the number that is differentiated: return loss."
+        raise TypeError(
+            f"{self._code()} differentiates a number, an array of shape (), and the function returned "
+            f"{_shown_output(out)}. {fix}"
+        )
 
     def _differentiate(self, function: Callable[..., Any], chosen: Chosen, wrt: Wrt) -> Any:
         differentiate = jax.value_and_grad(function, has_aux=True, holomorphic=self.holomorphic)
@@ -122,6 +173,11 @@ class ValueAndGrad(Derivative):
     def _with_aux(self, result: Any, aux: Any) -> Any:
         value, gradients = result
         return ((value, aux), gradients) if self.has_aux else result
+
+
+def _shown_output(out: Any) -> str:
+    """An output by its types, as Equinox shows trees."""
+    return eqx.tree_pformat(out).replace("\n", " ") if not isinstance(out, str) else repr(out)
 
 
 class Grad(ValueAndGrad):
@@ -171,6 +227,10 @@ class Vjp(Statement, Derivative):
         out, pull, kept = jax.vjp(function, chosen, has_aux=True)
         return (out, jtu.Partial(_PullBack(wrt.trees), pull)), kept
 
+    def _whole(self, result: Any, rest: Rest) -> Any:
+        out, pull_back = result
+        return rest.put(out), pull_back
+
     def _with_aux(self, result: Any, aux: Any) -> Any:
         return (*result, aux) if self.has_aux else result
 
@@ -206,20 +266,22 @@ class Jvp(Statement, Derivative):
         out, tangent, kept = jax.jvp(function, (chosen,), (tangents,), has_aux=True)
         return (out, tangent), kept
 
+    def _whole(self, result: Any, rest: Rest) -> Any:
+        out, tangent = result
+        return rest.put(out), tangent
+
     def _with_aux(self, result: Any, aux: Any) -> Any:
         return (*result, aux) if self.has_aux else result
 
     def _chosen_tangents(self, wrt: Wrt, chosen: Chosen) -> Chosen:
-        places = wrt.trees(range(len(wrt.leaves)))
-        found: dict[int, Any] = {}
         try:
-            jtu.tree_map(found.__setitem__, places, tuple(self.tangents))
+            found = wrt.trees.lined_up(tuple(self.tangents))
         except ValueError:
             raise ValueError(
                 f"The tangents of {self._code()} do not fit: a tuple with an entry for each argument "
                 "that is differentiated is expected, each with the argument's tree, and None where "
                 f"nothing is differentiated; got {jtu.tree_structure(tuple(self.tangents))} for "
-                f"{jtu.tree_structure(places)}. Write tangents = "
+                f"{jtu.tree_structure(wrt.trees(range(len(wrt.leaves))))}. Write tangents = "
                 "(jax.tree.map(jnp.ones_like, eqx.filter(model, ps.select(model))),), and count further "
                 "arguments in argnums."
             ) from None

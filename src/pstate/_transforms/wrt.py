@@ -1,6 +1,7 @@
 """What a derivative is taken with respect to: leaves of a call, and their place in results."""
 
 import dataclasses
+import functools as ft
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from .._calls.call import Call
-from .._calls.callables import carrier_of, restore
+from .._calls.callables import Partial, as_users, carrier_of, restore
 from .._calls.code import as_code
 from .._calls.signature import ARGS, FN, bare
 from .._ground.errors import AliasedStateError
@@ -45,20 +46,45 @@ class Trees:
     """How derivatives are put into the trees of the arguments.
 
     `leaves` are the leaves of the call that are differentiated; `arguments` the arguments they stand in:
-    positions, or `None` for the carrier of the callable.
+    positions, or `None` for the carrier of the callable. `function` is what a carrier that is a partial
+    calls, where it holds no arrays: a partial of nothing cannot be.
     """
 
     treedef: Any
     leaves: tuple[int, ...]
     arguments: tuple[int | None, ...]
+    function: Any = None
 
     def __call__(self, chosen: Iterable[Any]) -> tuple[Any, ...]:
-        """The arguments' trees, with these leaves and `None` elsewhere."""
+        """The arguments' trees, with these leaves and `None` elsewhere. All of them are pytrees."""
         leaves: list[Any] = [None] * self.treedef.num_leaves
         for i, value in zip(self.leaves, chosen, strict=True):
             leaves[i] = value
         fn, args, _ = unflatten_frozen(self.treedef, leaves, keep_packed=True)
-        return tuple(restore(carrier_of(fn)) if a is None else bare(args[a]) for a in self.arguments)
+        return tuple(self._carrier(fn) if a is None else bare(args[a]) for a in self.arguments)
+
+    def _carrier(self, fn: Any) -> Any:
+        carrier = carrier_of(fn)
+        if self.function is not None:
+            carrier = Partial(carrier.cls, self.function, carrier.args, carrier.keywords)
+        return _as_pytree(carrier)
+
+    def lined_up(self, trees: tuple[Any, ...]) -> dict[int, Any]:
+        """By leaf, as they are counted in `leaves`, what trees like those of the arguments hold there.
+
+        **Raises:** `ValueError` for trees of another structure.
+        """
+        found: dict[int, Any] = {}
+        jtu.tree_map(found.__setitem__, self(range(len(self.leaves))), tuple(map(_as_pytree, trees)))
+        return found
+
+
+def _as_pytree(carrier: Any) -> Any:
+    """A carrier in the user's own type; a `functools.partial` as JAX's, which is a pytree."""
+    if type(carrier) is ft.partial:
+        return jtu.Partial(carrier.func, *carrier.args, **carrier.keywords)
+    restored = restore(carrier)
+    return _as_pytree(restored) if type(restored) is ft.partial else restored
 
 
 class Wrt:
@@ -140,8 +166,9 @@ class Wrt:
 
     def _named(self) -> str:
         names = self.call.names
+        bound = "the partial" if isinstance(carrier_of(self.call.fn), Partial) else "the bound module"
         return " and ".join(
-            "the bound module" if a is None else f"`{names[a]}`" if a < len(names) else f"argument {a}"
+            bound if a is None else f"`{names[a]}`" if a < len(names) else f"argument {a}"
             for a in self.arguments
         )
 
@@ -158,7 +185,10 @@ class Wrt:
 
     @property
     def trees(self) -> Trees:
-        return Trees(self.call.treedef, tuple(self.leaves), self.arguments)
+        carrier, function = carrier_of(self.call.fn), None
+        if isinstance(carrier, Partial) and not any(operand_mask(jtu.tree_leaves(carrier.function))):
+            function = as_users(carrier.function)
+        return Trees(self.call.treedef, tuple(self.leaves), self.arguments, function)
 
 
 def _shown(array: Any) -> str:

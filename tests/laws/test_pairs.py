@@ -45,6 +45,8 @@ def refused(outer: Using, inner: Using) -> tuple[type[Exception], str] | None:
         return ValueError, "Reverse-mode differentiation does not work"
     if outer.name == inner.name == "pmap2" and not NESTED_PMAP:
         return NotImplementedError, "runs no jax.pmap inside another"
+    if {outer.name, inner.name} == {"pmap2", "shard_map2"}:
+        return NotImplementedError, "runs no jax"
     return None
 
 

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from jax.sharding import PartitionSpec as P
 
 import pstate as ps
 from laws.cases import Case, tick
@@ -139,6 +140,60 @@ def pmap2(f: Stateful) -> Stateful:
 @use(ft.partial(_lanes_by_hand, lanes=3), by_jax=False)
 def chunked(f: Stateful) -> Stateful:
     return _over_lanes(ps.vmap2(f, in_axes=(None, 0), state_out_axes=MEAN, chunk_size=2), 3)
+
+
+def _mesh() -> Any:
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((2, 2), ("data", "model"), axis_types=auto)
+
+
+def _free_axis() -> str:
+    """The mesh axis over which nothing around this is mapped, so that one mapping may stand in another."""
+    return "model" if "data" in jax.sharding.get_abstract_mesh().manual_axes else "data"
+
+
+def _shards_by_hand(g: ByHand) -> ByHand:
+    def mapped(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        name = _free_axis()
+
+        def shard(values: dict[str, Any], x: Any) -> Any:
+            keys = jr.split(values["key"], 3)
+            own = jax.lax.dynamic_index_in_dim(keys[1:], jax.lax.axis_index(name), keepdims=False)
+            y, new = g({**values, "key": own}, x[0])
+            return y[None], jax.lax.pmean(new["count"], name), keys[0]
+
+        shards = jax.shard_map(
+            shard,
+            mesh=_mesh() if name == "data" else None,
+            in_specs=(P(), P(name)),
+            out_specs=(P(name), P(), P()),
+            axis_names={name},
+            check_vma=False,
+        )
+        ys, count, key = jax.jit(shards)(values, x + jnp.arange(2.0))
+        return jnp.sum(ys), {**values, "count": count, "key": key}
+
+    return mapped
+
+
+@use(_shards_by_hand)
+def shard_map2(f: Stateful) -> Stateful:
+    def shard(model: Model, x: Any) -> Any:
+        return f(model, x[0])[None]
+
+    def mapped(model: Model, x: Any) -> Any:
+        name = _free_axis()
+        mapped = ps.shard_map2(
+            shard,
+            mesh=_mesh(),
+            in_specs=(P(), P(name)),
+            out_specs=P(name),
+            state_out_specs={ft.partial(jax.lax.pmean, axis_name=name): ps.ShortTermState},
+            axis_names=name,
+        )
+        return jnp.sum(mapped(model, x + jnp.arange(2.0)))
+
+    return mapped
 
 
 def _gradient_by_hand(g: ByHand) -> ByHand:

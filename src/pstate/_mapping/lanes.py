@@ -20,9 +20,6 @@ from .._trees.aliases import alias_message
 from .._trees.leaves import operand_mask
 from .explaining import Row, rows_of
 from .leaving import Outputs
-from .leaving_array import Leaving
-from .mapped_function import MappedFunction
-from .plan import InPlan
 
 
 @dataclasses.dataclass(eq=False)
@@ -49,9 +46,8 @@ class Lanes:
     split, whose keys stay outside until a lane draws.
     """
 
-    def __init__(
-        self, mapped: MappedFunction, leaves: list[Any], plan: InPlan, wants_rows: bool = False
-    ):
+    # `mapped` and `plan` are a `MappedFunction` and an `InPlan`, or what stands for them over shards.
+    def __init__(self, mapped: Any, leaves: list[Any], plan: Any, wants_rows: bool = False):
         self.mapped = mapped
         self.options = mapped.options
         self.signature = mapped.signature
@@ -152,9 +148,12 @@ def _say_who_names(error: NameError, fn: str) -> None:
         )
 
 
-def ordered(outputs: Outputs) -> list[Leaving | int]:
-    """What the caller gets, in order: leaves that leave the lanes, and slots whose keys were split."""
-    order: list[Leaving | int] = list(outputs.leaving)
+def ordered(outputs: Any) -> list[Any]:
+    """What the caller gets, in order: leaves that leave the lanes, and slots whose keys were split.
+
+    A leaf is a `Leaving`, or what stands for it over shards; a slot is its index.
+    """
+    order: list[Any] = list(outputs.leaving)
     for state in outputs.written:
         order += [state.index] if state.kept else []
         order += state.leaves

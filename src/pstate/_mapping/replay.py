@@ -124,7 +124,7 @@ class Replay(Lanes):
             values = [leaf.value for leaf in outputs.all_leaving()]
             impls = [jr.key_impl(x) if is_typed_key(x) else None for x in values]
             found.extend((run, outputs, impls))
-            _forget_values(run, outputs)
+            forget_values(run, outputs)
             return values
 
         env = [] if self.axis_name is None else [(self.axis_name, self.n_lanes)]
@@ -212,7 +212,7 @@ class Replay(Lanes):
         return kept, keys
 
 
-def _forget_values(run: Run, outputs: Outputs) -> None:
+def forget_values(run: Run, outputs: Any) -> None:
     """Keep the types of what a run gave. The values are tracers, and their trace is about to end."""
     for leaf in outputs.all_leaving():
         leaf.value = _type(leaf.value)

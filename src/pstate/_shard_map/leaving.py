@@ -84,7 +84,7 @@ class ShardOutputs:
 
     def all_leaving(self) -> list[ShardLeaving]:
         """The arrays that leave the shards: those of the output, then those of written states."""
-        return self.leaving + [leaf for state in self.written for leaf in state.leaves]  # pyright: ignore
+        return self.leaving + [leaf for state in self.written for leaf in state.leaves]
 
     def settle(self, differ: Sequence[frozenset[str]]) -> None:
         """Refuse what leaves as the same along a mesh axis and may differ there; warn of typos.
@@ -185,7 +185,7 @@ class ShardOutputs:
     def _written(self, index: int) -> Written:
         with self._telling_the_line(index):
             written = self._state(index)
-            written.leaves = list(map(self._checked, written.leaves))  # pyright: ignore
+            written.leaves = list(map(self._checked, written.leaves))
             return written
 
     def _state(self, index: int) -> Written:
@@ -201,7 +201,7 @@ class ShardOutputs:
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         if rule is not None:
             leaving = [self._by_rule(leaf, rule, place, code, index) for leaf in leaves]
-            return Written(index, treedef, leaving, f"{rule}")  # pyright: ignore
+            return Written(index, treedef, leaving, f"{rule}")
         came = self._plan.of(slot)
         specs = [given.spec for given in self._plan.leaves[slot.start : slot.stop]]
         if treedef != slot.treedef:
@@ -212,7 +212,7 @@ class ShardOutputs:
             for leaf, spec in zip(leaves, specs, strict=True)
         ]
         self._check_shapes(slot, treedef, leaving)
-        return Written(index, treedef, leaving, reason)  # pyright: ignore
+        return Written(index, treedef, leaving, reason)
 
     def _check_shapes(self, slot: Slot, treedef: Any, leaving: Sequence[ShardLeaving]) -> None:
         """Refuse a block that changed its shape, and so is no block of what came in."""
@@ -243,7 +243,7 @@ class ShardOutputs:
         reduce = f" Reduce it in the function: value = jax.lax.{collective}(value, {name!r})"
         if not leaf.code:
             spec = as_code(_with_axis(leaf.spec, name))
-            given = "value" if jnp.ndim(leaf.value) else "value[None]"
+            given = "value" if getattr(leaf.value, "shape", ()) else "value[None]"
             stack = f"let each shard give its part: return {given}, with out_specs={spec}."
             return f"{said}{reduce}; or {stack}" if collective else f"{said} Or rather {stack}"
         rule = f"ft.partial(jax.lax.{collective}, axis_name={name!r})"

@@ -13,16 +13,16 @@ import jax
 import jax.random as jr
 import jax.tree_util as jtu
 from jax import lax
-from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .._calls.running import Run
 from .._ground.paths import Path
-from .._ground.versions import checks_key_reuse, jit_is_disabled, reshard
+from .._ground.versions import checks_key_reuse, reshard
 from .._mapping.devices import manual_axes
 from .._mapping.explaining import Row
 from .._mapping.lane_sharding import explicit_sharding
 from .._mapping.lanes import Lanes, Meta, ordered
+from .._mapping.replay import forget_values
 from .._programs.donation import Donation
 from .._sharding.meshes import current_mesh
 from .._sharding.specs import names_in
@@ -131,7 +131,7 @@ class Shards(Lanes):
     def __init__(
         self, program: ShardProgram, leaves: list[Any], plan: ShardPlan, wants_rows: bool = False
     ):
-        super().__init__(program, leaves, plan, wants_rows)  # pyright: ignore[reportArgumentType]
+        super().__init__(program, leaves, plan, wants_rows)
         self.program = program
         #: The keys of random states that were split, and what remains of those that shards drew from.
         self.first: dict[int, Any] = {}
@@ -150,13 +150,13 @@ class Shards(Lanes):
             # before, and the body runs once more.
             if not self.split:
                 raise
-        self.first, self.kept, self.positions, self.leaving_at = {}, {}, [], []
         return self._run(ahead=True)
 
     def _run(self, ahead: bool) -> tuple[list[Any], Meta]:
         plan, options = self.plan, self.options
         positions = [*self.passed, *(slot.start for slot in self.split)]
         specs = [plan.leaves[i].spec for i in positions]
+        self.first, self.kept, self.positions, self.leaving_at = {}, {}, [], []
         groups = self._possible_specs()
         shard = lambda *operands: self._shard(operands, groups, ahead)
         mapped = jax.shard_map(
@@ -254,6 +254,8 @@ class Shards(Lanes):
             if not kept:
                 self.leaving_at.append(at)
             result[group].append(self.kept[item] if kept else item.value)
+        forget_values(run, outputs)
+        self.first, self.kept = {}, {}
         return result
 
     def _own_key(self, index: int, key: Any, needed: bool) -> Any:
@@ -264,8 +266,9 @@ class Shards(Lanes):
             # It may turn out that nobody draws; then the shared key has not been used.
             key = jr.clone(key)
         self.first[index], keys = split_for_lanes(key, self.plan.size(over))
-        number: Any = 0
-        for name in over:
+        first, *others = over
+        number = lax.axis_index(first)
+        for name in others:
             number = number * self.plan.mesh.shape[name] + lax.axis_index(name)
         return lax.dynamic_index_in_dim(keys, number, keepdims=False)
 
@@ -287,16 +290,13 @@ class Shards(Lanes):
 
 
 def _traced(mapped: Callable[..., Any], operands: Sequence[Any]) -> tuple[Any, Any]:
-    """The program of one shard, and what all shards give; the body runs once for both."""
-    if jit_is_disabled():
-        traced, shapes = jax.make_jaxpr(mapped, return_shape=True)(*operands)
-        flat = jaxpr_as_fun(traced)(*operands)
-        return _of_shard(traced.jaxpr), jax.tree.unflatten(jax.tree.structure(shapes), flat)
-    compiled = jax.jit(mapped)
-    traced = compiled.trace(*operands)
-    return _of_shard(traced.jaxpr.jaxpr), compiled(*operands)  # JAX keeps the trace
+    """The program of one shard, and what all shards give; the body runs once for both.
 
-
-def _of_shard(jaxpr: Any) -> Any:
-    (eqn,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
-    return eqn.params["jaxpr"]
+    It is compiled under `jax.disable_jit()` too: JAX does not run a `jax.shard_map` over some of the
+    axes of a mesh otherwise.
+    """
+    with jax.disable_jit(False):
+        compiled = jax.jit(mapped)
+        jaxpr = compiled.trace(*operands).jaxpr.jaxpr
+        (eqn,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
+        return eqn.params["jaxpr"], compiled(*operands)  # JAX keeps the trace

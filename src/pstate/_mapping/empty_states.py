@@ -1,19 +1,18 @@
 """States that come in empty: along which axis what a call writes into them leaves.
 
-An empty state has no leaf that could be mapped. What its argument's `in_axes` say of it holds for the
-value that it is given, which then leaves as that of a filled state would. A function of the leaf says
-nothing of a state that has none.
+An empty state has no leaf that could be mapped. What its argument's `in_axes` or `in_specs` say of it
+holds for the value that it is given, which then leaves as that of a filled state would. A function of the
+leaf says nothing of a state that has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.tree_util as jtu
 
-from .._calls.signature import Described, Signature, signature_of
+from .._calls.signature import Signature, signature_of
 from .._states.state import is_state, make_frozen
 from .._trees.flattening import unflatten_frozen, unread
-from .prefixes import spread_in_axes
 
 
 #: Stands for the value that an empty state does not have.
@@ -21,9 +20,15 @@ _VALUE = object()
 
 
 def axes_of_empty(
-    signature: Signature, in_axes: Any, described: Described, leaves: Sequence[Any]
-) -> dict[int, int | None]:
-    """For each slot whose state came in empty, the axis by `in_axes` alone."""
+    signature: Signature,
+    prefix: Any,
+    leaves: Sequence[Any],
+    spread: Callable[[Signature, Any, Sequence[Any]], Sequence[Any]],
+) -> dict[int, Any]:
+    """For each slot whose state came in empty, its axis, or its spec, by the prefix alone.
+
+    `spread` gives the axis of each leaf of a call.
+    """
     slots = signature.layout.slots
     empty = [slot.index for slot in slots if slot.stop == slot.start]
     if not empty:
@@ -40,12 +45,12 @@ def axes_of_empty(
 
         filled_call = jtu.tree_map(filled, call, is_leaf=is_state)
         filled_leaves, treedef = jtu.tree_flatten(filled_call)
-    unasked = jtu.tree_map(_unasked, in_axes, is_leaf=lambda x: x is None)
-    axes = spread_in_axes(signature_of(treedef, filled_call), unasked, described, filled_leaves)
+    unasked = jtu.tree_map(_unasked, prefix, is_leaf=lambda x: x is None)
+    axes = spread(signature_of(treedef, filled_call), unasked, filled_leaves)
     found = [axis for axis, leaf in zip(axes, filled_leaves, strict=True) if leaf is _VALUE]
     return dict(zip(empty, found, strict=True))
 
 
 def _unasked(axis: Any) -> Any:
-    """An entry of `in_axes` that is not asked about a value that nobody has."""
+    """An entry of a prefix that is not asked about a value that nobody has."""
     return (lambda leaf: None if leaf is _VALUE else axis(leaf)) if callable(axis) else axis

@@ -69,7 +69,8 @@ def plan_inputs(
         Input(axis, f"in_axes={axis}") if array else Input(None, "no array")
         for axis, array in zip(by_argument, is_array, strict=True)
     ]
-    empty_axes = axes_of_empty(signature, in_axes, described, leaves)
+    spread = lambda of, axes, leaves: spread_in_axes(of, axes, described, leaves)
+    empty_axes = axes_of_empty(signature, in_axes, leaves, spread)
     empty = {index: Input(axis, f"in_axes={axis}") for index, axis in empty_axes.items()}
     for slot in signature.layout.slots:
         ruled = _ruled(signature, slot, leaves, rules, by_argument)

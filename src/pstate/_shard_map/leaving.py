@@ -205,7 +205,7 @@ class ShardOutputs:
         came = self._plan.of(slot)
         specs = [given.spec for given in self._plan.leaves[slot.start : slot.stop]]
         if treedef != slot.treedef:
-            specs = [came.spec if came is not None else SAME] * len(leaves)
+            specs = [came.spec] * len(leaves)
         reason = "as it came in"
         leaving = [
             ShardLeaving(leaf, spec, reason, place, code, index)

@@ -3,7 +3,7 @@
 A state going in takes, in this order: the first rule of `state_in_specs` that matches; if it is a
 `RandomState` whose key, or keys, all shards would share, a key per shard, of each; if it is a
 `NonBatchState`, the same in all shards; else its argument's `in_specs`. The leaves of a bound
-module are the same in all shards.
+module are the same in all shards. An empty state takes what its value would take.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from .._calls.code import as_code
 from .._calls.signature import Described, Signature
+from .._mapping.empty_states import axes_of_empty
 from .._mapping.prefixes import spread_prefix
 from .._sharding.specs import check_divides, check_spec, names_in
 from .._states.kinds import NonBatchState
@@ -50,6 +51,8 @@ class ShardPlan:
     leaves: tuple[ShardInput, ...]
     mesh: Any
     manual: tuple[str, ...]
+    #: By slot, how a state that came in empty would go in, if it had a value.
+    empty: Mapping[int, ShardInput]
 
     @property
     def axis_size(self) -> int:
@@ -60,9 +63,9 @@ class ShardPlan:
         """How many shards there are along these mesh axes."""
         return math.prod(self.mesh.shape[name] for name in names)
 
-    def of(self, slot: Slot) -> ShardInput | None:
-        """How a state goes in; `None` for an empty one."""
-        return self.leaves[slot.start] if slot.stop > slot.start else None
+    def of(self, slot: Slot) -> ShardInput:
+        """How a state goes in, or would, if it were not empty."""
+        return self.leaves[slot.start] if slot.stop > slot.start else self.empty[slot.index]
 
 
 def plan_shards(
@@ -89,9 +92,14 @@ def plan_shards(
     for i in range(signature.n_fn):
         if is_array[i]:
             inputs[i] = ShardInput(SAME, "of the bound module")
+    spread = lambda of, specs, leaves: _spread_in_specs(of, specs, described, leaves)
+    empty_specs = axes_of_empty(signature, options.in_specs, leaves, spread)
+    empty = {index: ShardInput(spec, f"in_specs={as_code(spec)}") for index, spec in empty_specs.items()}
     for slot in signature.layout.slots:
         ruled = _of_state(signature, slot, leaves, options.rules_in, by_argument, union)
-        if ruled is not None:
+        if ruled is not None and slot.index in empty:
+            empty[slot.index] = ruled
+        elif ruled is not None:
             inputs[slot.start : slot.stop] = [ruled] * (slot.stop - slot.start)
     for i, given in enumerate(inputs):
         if not given.spec:
@@ -99,7 +107,7 @@ def plan_shards(
         place = signature.place(signature.layout.key_path_of_leaf[i], described.names)
         check_spec(given.spec, manual, f"{given.reason} for `{place}`")
         check_divides(leaves[i].shape, given.spec, mesh, f"`{place}` ({given.reason})")
-    return ShardPlan(tuple(inputs), mesh, manual)
+    return ShardPlan(tuple(inputs), mesh, manual, empty)
 
 
 def _of_state(

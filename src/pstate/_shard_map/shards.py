@@ -179,7 +179,7 @@ class Shards(Lanes):
     def _possible_specs(self) -> list[PartitionSpec]:
         """Every spec by which something may leave, once each."""
         declared = self.program.declared_specs()
-        came = [given.spec for given in self.plan.leaves]
+        came = [given.spec for given in (*self.plan.leaves, *self.plan.empty.values())]
         return list(dict.fromkeys([SAME, *declared, *came]))
 
     def _where_it_goes(self, x: Any, spec: PartitionSpec) -> Any:

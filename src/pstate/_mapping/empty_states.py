@@ -1,8 +1,8 @@
 """States that come in empty: along which axis what a call writes into them leaves.
 
 An empty state has no leaf that could be mapped. What its argument's `in_axes` or `in_specs` say of it
-holds for the value that it is given, which then leaves as that of a filled state would. A function of the
-leaf says nothing of a state that has none.
+holds for the value that it is given, which then leaves as that of a filled state would. A function of
+the leaf says nothing of a state that has none.
 """
 
 from collections.abc import Callable, Sequence

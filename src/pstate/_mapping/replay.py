@@ -189,10 +189,11 @@ class Replay(Lanes):
 
     def prepare(self) -> Callable[..., list[Any]]:
         """The engine. After this, the leaves with which the body was traced are let go."""
-        if self._engine is None:
-            self._engine = self.options.prepare(self)
+        engine = self._engine
+        if engine is None:
+            engine = self._engine = self.options.prepare(self)
             self.leaves = []
-        return self._engine
+        return engine
 
     def _split_keys(self, leaves: Sequence[Any]) -> tuple[dict[int, Any], list[Any]]:
         """What remains of each split key, and the keys of this process's lanes."""

@@ -5,7 +5,8 @@ along that axis; a reduction over the axis makes it the same again. `flow` follo
 equations of a program, once, and never says "the same" of what may differ. It knows few
 primitives, and takes the rest for the worst; so where it would have a value refused, `by_batching`
 looks again, with the rules of `jax.vmap`, which know all of them and take half the time of a
-trace.
+trace. They are not asked where values move between shards: of one that is the same in all, `jax.vmap`
+moves nothing, and a shard to which nothing is sent gets zeros.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,25 @@ _CALLS = frozenset(
 )
 #: Collectives whose result is the same in all shards along their axes.
 _REDUCTIONS = frozenset({"all_gather", "pmax", "pmin", "psum"})
+
+
+def may_differ(
+    jaxpr: Jaxpr, inputs: Sequence[Axes], sizes: Mapping[str, int], allowed: Sequence[Axes]
+) -> list[Axes]:
+    """For each output of a program the mesh axes over which it may differ.
+
+    `inputs` says it of the inputs, and `sizes` has the size of each mesh axis. Where an output differs
+    over more axes than are `allowed`, that was looked at twice.
+    """
+    names = frozenset(sizes)
+    found = flow(jaxpr, inputs, names)
+    if all(axes <= fine for axes, fine in zip(found, allowed, strict=True)) or _moves(jaxpr, names):
+        return found
+    try:
+        exactly = by_batching(jaxpr, inputs, sizes)
+    except Exception:  # what cannot be mapped, such as groups of shards, is taken for the worst
+        return found
+    return [a & b for a, b in zip(found, exactly, strict=True)]
 
 
 def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
@@ -109,6 +129,18 @@ def _mentions(jaxpr: Jaxpr, names: Axes) -> bool:
         if _is_impure(eqn) or not names.isdisjoint(_tokens(eqn.params.values())):
             return True
         if any(_mentions(one, names) for one in inside):
+            return True
+    return False
+
+
+def _moves(jaxpr: Jaxpr, names: Axes) -> bool:
+    """Whether a program has collectives that `jax.vmap` does not take for what they are."""
+    for eqn in jaxpr.eqns:
+        inside = [one for value in eqn.params.values() for one in _programs_in(value)]
+        if any(_moves(one, names) for one in inside):
+            return True
+        known = inside or eqn.primitive.name in _REDUCTIONS | {"axis_index"}
+        if not known and not names.isdisjoint(_tokens(eqn.params.values())):
             return True
     return False
 

@@ -32,7 +32,7 @@ from .._states.state import State
 from .._states.threads import local
 from .._trees.leaves import operand_mask
 from .._trees.unmatched import unmatched_message
-from .agreement import Axes, by_batching, flow
+from .agreement import Axes, may_differ
 from .explaining import rows_of
 from .leaving import ShardOutputs
 from .options import SAME, ShardOptions, SpecRule, axes_of, trimmed
@@ -209,19 +209,13 @@ class Shards(Lanes):
         leaving = self.outputs.all_leaving()
         n_constants = len(inside.invars) - len(specs)  # what the body closes over comes first
         inputs = [frozenset()] * n_constants + [frozenset(names_in(spec)) for spec in specs]
-        manual = self.plan.manual
+        sizes = {name: self.plan.mesh.shape[name] for name in self.plan.manual}
         order = self._order_of_groups()
-        pick = lambda flat: [flat[order[at]] for at in self.leaving_at]
-        found = pick(flow(inside, inputs, frozenset(manual)))
-        pairs = zip(found, leaving, strict=True)
-        if all(axes <= set(names_in(leaf.spec)) for axes, leaf in pairs):
-            return found
-        sizes = {name: self.plan.mesh.shape[name] for name in manual}
-        try:
-            exactly = pick(by_batching(inside, inputs, sizes))
-        except Exception:  # what cannot be mapped, such as groups of shards, is taken for the worst
-            return found
-        return [a & b for a, b in zip(found, exactly, strict=True)]
+        allowed = [frozenset(sizes)] * len(inside.outvars)  # the keys that remain are the same in all
+        for at, leaf in zip(self.leaving_at, leaving, strict=True):
+            allowed[order[at]] = frozenset(names_in(leaf.spec))
+        found = may_differ(inside, inputs, sizes, allowed)
+        return [found[order[at]] for at in self.leaving_at]
 
     def _order_of_groups(self) -> dict[tuple[int, int], int]:
         """Where among all outputs of the traced body an array of a group is."""

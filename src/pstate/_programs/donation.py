@@ -6,7 +6,7 @@ the argument. So which ones those are is learned from the trace, before anything
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
@@ -26,7 +26,12 @@ Argument = tuple[int, Any]
 
 @dataclasses.dataclass(eq=False)
 class Donation(FlatFunction):
-    """A function of calls of one structure that may give up buffers, by filter and by argument."""
+    """A function of calls of one structure that may give up buffers, by filter and by argument.
+
+    `keeps_shardings` says that a written state goes back to where it came from.
+    """
+
+    keeps_shardings: ClassVar[bool] = False
 
     donate: Any
     donate_argnums: tuple[int, ...]

@@ -45,7 +45,7 @@ class Largest:
 
 
 @public
-def largest(name: str | tuple[str, ...], n: Integer | None = None, min_size: Integer = 0) -> Any:
+def largest(name: Any, n: Integer | None = None, min_size: Integer = 0) -> Any:
     """A spec by shape: the largest axis that `n` divides is cut, for fully sharded parameters.
 
     Stands where a `PartitionSpec` does in the rules of `pstate.shard`, `pstate.shardings`,

@@ -4,12 +4,12 @@ The compiled call returns the output and the written states, and nothing that me
 the output shares with the arguments is put in outside.
 """
 
+import dataclasses
 import functools as ft
 import types
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, ClassVar
 
-import jax
 import jax.tree_util as jtu
 
 from .._calls.arguments import refuse_unknown, with_statics
@@ -24,110 +24,36 @@ from .._calls.notes import Note, taken_apart
 from .._calls.pure import Pure
 from .._calls.running import Writes
 from .._calls.transform import code_of
-from .._ground.errors import CapturedStateError
 from .._ground.exact import exact_key
 from .._ground.integers import Positions, as_names, as_positions
 from .._ground.public import public
 from .._ground.typing import Filter
-from .._ground.versions import is_eager, jit_is_disabled, trace_context
-from .._programs.capturing import Captured, captured_message, watched
+from .._ground.versions import is_eager, jit_is_disabled
+from .._programs.capturing import Captured
 from .._programs.compiled import Compiled, programs
-from .._programs.donation import Argument, Donation, kept_arguments, with_buffers_of_their_own
+from .._programs.donation import Donation, kept_arguments
 from .._programs.packed_calls import PackedProgram, packed_program
-from .._programs.runtime_errors import CompiledFunction
+from .._sharding.wanted import Wanted
 from .._trees.leaves import kinds_of
 from ..filter import to_predicate
-from .ahead import Executable, Form, Given, Lowered
+from .ahead import Executable, Form, Lowered
+from .jit_entry import JitEntry
+from .placement import Placement
 
 
+@dataclasses.dataclass(eq=False)
 class _Program(Donation):
-    """The body as a flat function."""
+    """The body as a flat function.
+
+    `places_output` says that what the output shares with the arguments is to be brought elsewhere too.
+    """
+
+    keeps_shardings: ClassVar[bool] = True
+
+    places_output: bool
 
     def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
-        return taken_apart(self.run(self.leaves(arrays)), arrays)
-
-
-class _JitEntry:
-    """The compiled programs of calls of one structure, by the shapes of their operands."""
-
-    def __init__(self, program: Any, name: str, compiler_options: dict[str, Any] | None):
-        self.program = program
-        self.flat = program.presented(watched(program), name=name)
-        self.jit = ft.partial(jax.jit, compiler_options=compiler_options)
-        self.jitted = self.jit(self.flat)
-        self.compiled = CompiledFunction(self.jitted)
-        self._donating: dict[Any, tuple[tuple[int, ...], tuple[int, ...], Note, Any]] = {}
-        self._by_donated: dict[tuple[int, ...], Any] = {}
-
-    def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        return self._looked_at(lambda: self.compiled.call(*arrays))
-
-    def run_donating(
-        self, arrays: list[Any], kept: frozenset[Argument], check: Callable[[Note], None]
-    ) -> tuple[list[Any], Note]:
-        """Run, and give up buffers. `check` raises where the call will be refused: it must not run."""
-        donated, idle, note, compiled = self._looked_at(lambda: self._donates(arrays, kept))
-        check(note)
-        arrays = with_buffers_of_their_own(arrays, donated)
-        result = compiled.call(*arrays)
-        for position in idle:
-            arrays[position].delete()
-        return result
-
-    def jaxpr(self, avals: Sequence[Any]) -> Any:
-        """The program; a call that ran is not traced again."""
-        return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
-
-    def lower(self, arrays: Sequence[Any], kept: frozenset[Argument]) -> tuple[Any, Given | None]:
-        """The program, lowered, and what it gives up."""
-        if not self.program.donates:
-            return self._looked_at(lambda: self.jitted.lower(*arrays)), None
-        donated, idle, note, compiled = self._looked_at(lambda: self._donates(arrays, kept))
-        given = Given(donated, idle, note, frozenset(self.program.by_argument()), kept)
-        return compiled.jitted.lower(*arrays), given
-
-    def _looked_at(self, look: Callable[[], Any]) -> Any:
-        try:
-            return look()
-        except Captured as captured:
-            raise self.error(captured) from None
-
-    def error(self, captured: Captured) -> CapturedStateError:
-        """What to raise where the body read a captured state."""
-        return CapturedStateError(captured_message(self.program.described.fn, captured.shown))
-
-    def _donates(
-        self, arrays: Sequence[Any], kept: frozenset[Argument]
-    ) -> tuple[tuple[int, ...], tuple[int, ...], Note, Any]:
-        """Which operands these shapes donate, and which of them are idle; the note; what is compiled.
-
-        *Idle* is the buffer of a state that is written and never read. JAX drops the operand, and the
-        buffer has to be given up by hand: to keep such operands (`keep_unused`) costs JAX 0.12 the
-        constants of the program, which then are never collected.
-
-        One trace serves all: JAX keeps it by the function and the shapes.
-        """
-        avals = ((x.shape, x.dtype, getattr(x, "weak_type", False)) for x in arrays)
-        key = (trace_context(), kept, *avals)
-        found = self._donating.get(key)
-        if found is None:
-            traced = self.jitted.trace(*arrays)
-            outs, note = traced.out_info
-            donated = self.program.donated(note, outs, arrays, kept)
-            compiled = self._by_donated.get(donated)
-            if compiled is None:
-                jitted = self.jit(self.flat, donate_argnums=donated)
-                compiled = self._by_donated[donated] = CompiledFunction(jitted)
-            used = _used(traced.jaxpr.jaxpr)
-            idle = tuple(position for position in donated if position not in used)
-            found = self._donating[key] = (donated, idle, note, compiled)
-        return found
-
-
-def _used(jaxpr: Any) -> set[int]:
-    """The positions of the operands that a program uses."""
-    used = {id(v) for eqn in jaxpr.eqns for v in eqn.invars} | set(map(id, jaxpr.outvars))
-    return {position for position, v in enumerate(jaxpr.invars) if id(v) in used}
+        return taken_apart(self.run(self.leaves(arrays)), () if self.places_output else arrays)
 
 
 class Jit(Compiled, Lifted):
@@ -138,6 +64,8 @@ class Jit(Compiled, Lifted):
         "donate",
         "donate_argnames",
         "donate_argnums",
+        "in_shardings",
+        "out_shardings",
         "static_argnames",
         "static_argnums",
     )
@@ -148,6 +76,8 @@ class Jit(Compiled, Lifted):
     static_argnums: tuple[int, ...]
     static_argnames: tuple[str, ...]
     compiler_options: tuple[tuple[str, Any], ...]
+    in_shardings: Wanted | None
+    out_shardings: Wanted | None
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         argnums, argnames = self.static_argnums, self.static_argnames
@@ -182,6 +112,8 @@ class Jit(Compiled, Lifted):
             return None
         if self._donates() or self.static_argnums or self.static_argnames or self.compiler_options:
             return None
+        if self.in_shardings is not None or self.out_shardings is not None:
+            return None
         packed = args[0]
         rest, treedef = jtu.tree_flatten((args[1:], kwargs))
         kinds = kinds_of(rest)
@@ -202,7 +134,7 @@ class Jit(Compiled, Lifted):
         operands = program.operands(packed, rest)
         entry = program.entry
         try:
-            arrays, note = entry.compiled.call(*operands)
+            arrays, note = entry.call(operands)
         except Captured as captured:
             raise entry.error(captured) from None
         except (RuntimeError, ValueError) as error:
@@ -250,21 +182,24 @@ class Jit(Compiled, Lifted):
         given = {name: value for name, value in given.items() if value is not None and value != ()}
         if self.compiler_options:
             given["compiler_options"] = dict(self.compiler_options)
-        return given
+        return {name: x.given if isinstance(x, Wanted) else x for name, x in given.items()}
 
     def _maker(self) -> Callable[[Any], Any]:
         return ft.partial(jit, **self._options())
 
     def _options_key(self) -> Hashable:
         donation = self.donate, self.donate_argnums, self.donate_argnames
-        return Jit, *donation, self.compiler_options and exact_key(self.compiler_options)
+        options = self.compiler_options and exact_key(self.compiler_options)
+        return Jit, *donation, options, self.in_shardings, self.out_shardings
 
     def _program(self, call: Call) -> Any:  # a `Donation`, to be called with arrays
         donation = self.donate, self.donate_argnums, self.donate_argnames
-        return flat_function_of(call, code_of(self), _Program, *donation)
+        places_output = self.out_shardings is not None
+        return flat_function_of(call, code_of(self), _Program, *donation, places_output)
 
-    def _make_entry(self, program: Any) -> _JitEntry:
-        return _JitEntry(program, self.__name__, dict(self.compiler_options) or None)
+    def _make_entry(self, program: Any) -> JitEntry:
+        placement = Placement(program, self.in_shardings, self.out_shardings)
+        return JitEntry(program, self.__name__, dict(self.compiler_options) or None, placement)
 
 
 @public
@@ -278,6 +213,8 @@ def jit(
     static_argnums: Positions = (),
     static_argnames: str | Iterable[str] = (),
     compiler_options: Mapping[str, Any] | None = None,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
 ) -> Any:
     """Compile a stateful function.
 
@@ -299,11 +236,21 @@ def jit(
     - `static_argnums`, `static_argnames`: arguments that are part of the program, whole: a pytree, its
         numbers and all. They must be hashable, and the function gets them as they are.
     - `compiler_options`: as in `jax.jit`; for calls that are not inside another `jit`.
+    - `in_shardings`: where the arrays of positional arguments are to come from, as in `jax.jit`: a
+        sharding or a `PartitionSpec` for all, or a tuple with an entry for each: one of these, `None`, a
+        tree of them such as `pstate.shardings` gives, or rules `{PartitionSpec: filter}`. Rules in the
+        place of all of it are for every state and array of the call. What has no sharding is taken where
+        it is.
+    - `out_shardings`: where the arrays of the output are to live, alike. Rules in the place of all of it
+        are for written states too. A written state that no rule selects keeps the sharding that it came
+        with, so that nothing is compiled again because of one; what else has none is left to the
+        compiler. A `PartitionSpec` is one on the mesh of the context.
 
     **Returns:** a stateful function, called like `fn`. It has `lower(*args)`, `get_arg_cache_key(*args)`
     and `get_jaxpr_by_cache(key)`, as `StatefulMapping` has.
 
-    **Raises:** `ValueError` for a name that is no parameter. When called: `CapturedStateError` where the
+    **Raises:** `ValueError` for a name that is no parameter; `TypeError` for what is no sharding. When
+    called: `ValueError` for a sharding that does not fit;  `CapturedStateError` where the
     function reads a state that did not come in through its arguments; `FrozenStateError` where a state
     was written and nobody takes the new value; `StateError` for a buffer that was given up before;
     `TypeError` for an unhashable leaf that is no array. A Python number that keeps changing, and
@@ -329,6 +276,8 @@ def jit(
         "static_argnums": as_positions(static_argnums, "static_argnums"),
         "static_argnames": as_names(static_argnames, "static_argnames"),
         "compiler_options": tuple((compiler_options or {}).items()),
+        "in_shardings": None if in_shardings is None else Wanted(in_shardings, "in_shardings"),
+        "out_shardings": None if out_shardings is None else Wanted(out_shardings, "out_shardings"),
     }
 
     def wrap(fn: Callable[..., Any]) -> Jit:

@@ -18,6 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import pstate as ps
 
@@ -62,7 +63,7 @@ def tree(value=0.0, kind=ps.State):
 
 def run(code: str, **names: Any) -> types.SimpleNamespace:
     """Execute code that a message recommends; its names afterwards."""
-    names = {"ps": ps, "jax": jax, "jnp": jnp, "eqx": eqx, "ft": ft, **names}
+    names = {"ps": ps, "jax": jax, "jnp": jnp, "eqx": eqx, "ft": ft, "P": P, **names}
     exec(textwrap.dedent(code), names)
     return types.SimpleNamespace(**{k: v for k, v in names.items() if k.isidentifier()})
 

@@ -7,7 +7,11 @@ import jaxtyping
 import pytest
 
 import pstate as ps
-from whole import messages_of_lanes, messages_of_states  # noqa: F401 (they fill the table)
+from whole import (  # noqa: F401 (they fill the table)
+    messages_of_lanes,
+    messages_of_shards,
+    messages_of_states,
+)
 from whole.messages import CASES, Case
 
 

@@ -28,8 +28,8 @@ def last(t, x):
 
 @case(
     ps.BatchAxisError,
-    "`t['s']` (State) leaves by P() (in_specs=P(); as it came in), so as the same in all shards along the "
-    "mesh axis 'data', and its value differs between them.",
+    "`t['s']` (State) leaves by P() (as it came in), so as the same in all shards along the mesh axis "
+    "'data', and its value differs between them.",
 )
 def a_state_that_differs():
     text = yield lambda: ps.pure(over(last))(tree(0.0), X)
@@ -157,7 +157,7 @@ def an_axis_that_the_mesh_lacks():
     yield lambda: over(lambda t, x: x, in_specs=(P(), P("batch")))(tree(), X)
 
 
-@case(ValueError, "names the axis 'batch'", "out_specs=P('batch') for `out`")
+@case(ValueError, "names the axis 'batch'", "out_specs of ps.shard_map2(")
 def an_axis_that_the_mesh_lacks_in_out_specs():
     yield lambda: over(lambda t, x: x, out_specs=P("batch"))(tree(), X)
 
@@ -166,7 +166,7 @@ def an_axis_that_the_mesh_lacks_in_out_specs():
 def axis_names_that_the_mesh_lacks():
     f = lambda t, x: x
     text = yield lambda: over(f, axis_names="batch")(tree(), X)
-    np.testing.assert_array_equal(over(f, **option(text, "axis_names", 1))(tree(), X), X)
+    np.testing.assert_array_equal(over(f, **option(text, "axis_names", 2))(tree(), X), X)
 
 
 @case(ValueError, "names the axis 'model'")

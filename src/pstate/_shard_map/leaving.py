@@ -22,7 +22,7 @@ from .._calls.running import Run
 from .._ground.errors import BatchAxisError, UnmatchedFilterWarning
 from .._ground.paths import Path, to_path, to_place
 from .._mapping.leaving import Written
-from .._sharding.specs import check_spec, names_in
+from .._sharding.specs import names_in
 from .._states.kinds import NonBatchState
 from .._states.messages import kind_code, warn
 from .._states.state import State, is_state
@@ -165,10 +165,7 @@ class ShardOutputs:
         return ShardLeaving(value, rule.spec, reason, place, code, slot, reducer=rule.reducer)
 
     def _checked(self, leaf: ShardLeaving) -> ShardLeaving:
-        """Refuse a spec that names a mesh axis or an axis of the array which there is not."""
-        if not leaf.spec:
-            return leaf
-        check_spec(leaf.spec, self._plan.manual, f"{leaf.reason} for {leaf.place}")
+        """Refuse a spec for more axes than the array has."""
         shape = tuple(jnp.shape(leaf.value))
         if len(shape) < len(leaf.spec):
             fix = "value = value[None]" if not shape else f"of {len(leaf.spec)} axes or more"

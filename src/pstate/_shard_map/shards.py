@@ -25,7 +25,7 @@ from .._mapping.lanes import Lanes, Meta, ordered
 from .._mapping.replay import forget_values
 from .._programs.donation import Donation
 from .._sharding.meshes import current_mesh
-from .._sharding.specs import names_in
+from .._sharding.specs import check_spec, names_in
 from .._states.deferred import ForeignReadError
 from .._states.keys import is_typed_key, split_for_lanes
 from .._states.state import State
@@ -96,10 +96,17 @@ class ShardProgram(Donation):
             )
         return mesh, tuple(name for name in free if not names or name in names)
 
-    def declared_specs(self) -> list[PartitionSpec]:
-        """The specs by which the options let something leave."""
-        out = jtu.tree_leaves(self.options.out_specs)
-        return [*map(trimmed, out), *(rule.spec for rule in self.options.rules_out)]
+    def declared_specs(self, manual: tuple[str, ...]) -> list[PartitionSpec]:
+        """The specs by which the options let something leave.
+
+        **Raises:** `ValueError` where one names an axis that is not among the `manual` ones.
+        """
+        out = list(map(trimmed, jtu.tree_leaves(self.options.out_specs)))
+        rules = [rule.spec for rule in self.options.rules_out]
+        for option, specs in (("out_specs", out), ("state_out_specs", rules)):
+            for spec in specs:
+                check_spec(spec, manual, f"{option} of {self.described.fn}")
+        return [*out, *rules]
 
     def unmatched(self, leaves: Sequence[Any], made: Sequence[tuple[Path, State]]) -> list[str]:
         """What to say of filters that match no state: neither of a call, nor one that it made."""
@@ -178,7 +185,7 @@ class Shards(Lanes):
 
     def _possible_specs(self) -> list[PartitionSpec]:
         """Every spec by which something may leave, once each."""
-        declared = self.program.declared_specs()
+        declared = self.program.declared_specs(self.plan.manual)
         came = [given.spec for given in (*self.plan.leaves, *self.plan.empty.values())]
         return list(dict.fromkeys([SAME, *declared, *came]))
 

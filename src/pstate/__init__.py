@@ -46,6 +46,8 @@ from ._states.random_state import RandomState as RandomState
 from ._states.state import State as State
 from ._transforms.branches import cond as cond, switch as switch
 from ._transforms.checkpoint import checkpoint as checkpoint
+from ._transforms.custom_jvp import custom_jvp as custom_jvp
+from ._transforms.custom_vjp import custom_vjp as custom_vjp
 from ._transforms.grad import (
     grad as grad,
     hessian as hessian,

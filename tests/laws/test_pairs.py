@@ -43,6 +43,8 @@ def refused(outer: Using, inner: Using) -> tuple[type[Exception], str] | None:
     """What JAX itself cannot do: the error, ours where JAX's does not say it."""
     if outer.name == "grad" and not inner.reverse:
         return ValueError, "Reverse-mode differentiation does not work"
+    if outer.name == "jacfwd" and not inner.forward:
+        return TypeError, r"can't apply forward-mode .* to a custom_vjp"
     if outer.name == inner.name == "pmap2" and not NESTED_PMAP:
         return NotImplementedError, "runs no jax.pmap inside another"
     if {outer.name, inner.name} == {"pmap2", "shard_map2"}:
@@ -59,10 +61,13 @@ def watched(outer: Using, inner: Using) -> Iterator[None]:
     """L7: nothing leaks a tracer, and no key is used twice."""
     # A vmapped `cond` runs both branches, so that JAX itself takes its keys to be used twice.
     keys = not {outer.name, inner.name} >= {"cond"} or not {outer.name, inner.name} & LANES
+    # A loop around a function with rules it does not see through, of the twin neither.
+    keys = keys and not (outer.name in LOOPS and inner.name in ("custom_vjp", "custom_jvp"))
     with jax.checking_leaks(), jax.debug_key_reuse(keys), quiet():
         yield
 
 
+LOOPS = {"scan", "while_loop"}
 LANES = {"vmap2", "pmap2", "chunked"}
 
 

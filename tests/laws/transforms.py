@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 import pstate as ps
@@ -70,7 +71,7 @@ class Using:
     """A transform in use.
 
     `by_jax` says that the twin goes through the same JAX transform, so that programs can be compared;
-    `reverse` that it can be differentiated in reverse mode.
+    `reverse` and `forward` that it can be differentiated in these modes.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Using:
     by_hand: Callable[[ByHand], ByHand]
     by_jax: bool = True
     reverse: bool = True
+    forward: bool = True
 
 
 USES: list[Using] = []
@@ -317,6 +319,89 @@ def cond(f: Stateful) -> Stateful:
     return lambda model, x: ps.cond(x > 0.5, f, other, model, x)
 
 
+# Rules that are not what JAX would derive, so that a derivative shows whether they were used.
+
+
+def _custom_vjp_by_hand(g: ByHand) -> ByHand:
+    def ruled(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        def flat(count: Any, weight: Any, key: Any, x: Any) -> Any:
+            y, new = g({"count": count, "weight": weight, "key": key}, x)
+            return y, new["count"], new["key"]
+
+        def fwd(count: Any, weight: Any, key: Any, x: Any) -> Any:
+            return flat(count, weight, key, x), (weight, x)
+
+        def bwd(residuals: Any, cotangents: Any) -> Any:
+            weight, x = residuals
+            y, count, _ = cotangents
+            return 0.25 * count + y, 3 * y * x, None, 2 * y * weight + count
+
+        f = jax.custom_vjp(flat)
+        f.defvjp(fwd, bwd)
+        y, count, key = f(values["count"], values["weight"], values["key"], x)
+        return y, {**values, "count": count, "key": key}
+
+    return ruled
+
+
+@use(_custom_vjp_by_hand, forward=False)
+def custom_vjp(f: Stateful) -> Stateful:
+    ruled = ps.custom_vjp(f)
+
+    def fwd(model: Model, x: Any) -> Any:
+        return f(model, x), (model, x)
+
+    def bwd(residuals: Any, y: Any, written: Any) -> Any:
+        model, x = residuals
+        weight, count = model.weight, written[0].count.value
+        zero = eqx.filter(model, lambda _: False)
+        of_count, of_weight = ps.ShortTermState(0.25 * count + y), ps.ParamState(3 * y * x)
+        of_model = eqx.tree_at(lambda m: (m.count, m.weight), zero, (of_count, of_weight))
+        return of_model, 2 * y * weight.value + count
+
+    ruled.defvjp(fwd, bwd)
+    return ruled
+
+
+def _custom_jvp_by_hand(g: ByHand) -> ByHand:
+    def ruled(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
+        @jax.custom_jvp
+        def flat(count: Any, weight: Any, key: Any, x: Any) -> Any:
+            y, new = g({"count": count, "weight": weight, "key": key}, x)
+            return y, new["count"], new["key"]
+
+        @flat.defjvp
+        def rule(primals: Any, tangents: Any) -> Any:
+            _, weight, _, x = primals
+            t_count, t_weight, _, t_x = tangents
+            y, count, key = flat(*primals)
+            t_y = 3 * t_weight * x + 2 * t_x * weight + t_count
+            zero = np.zeros(key.shape, jax.dtypes.float0)
+            return (y, count, key), (t_y, 0.25 * t_count + t_x, zero)
+
+        y, count, key = flat(values["count"], values["weight"], values["key"], x)
+        return y, {**values, "count": count, "key": key}
+
+    return ruled
+
+
+@use(_custom_jvp_by_hand)
+def custom_jvp(f: Stateful) -> Stateful:
+    ruled = ps.custom_jvp(f)
+
+    @ruled.defjvp
+    def rule(primals: Any, tangents: Any) -> Any:
+        (model, x), (t_model, t_x) = primals, tangents
+        weight, t_count = model.weight.value, t_model.count.value
+        y = ruled(model, x)
+        t_y = 3 * t_model.weight.value * x + 2 * t_x * weight + t_count
+        zero = eqx.filter(t_model, lambda _: False)
+        written = eqx.tree_at(lambda m: m.count, zero, ps.ShortTermState(0.25 * t_count + t_x))
+        return y, t_y, (written, None)
+
+    return ruled
+
+
 # The laws over each of them -------------------------------------------------------------------------
 
 
@@ -352,7 +437,7 @@ TRANSFORMED = [
         twin=by_hand(use),
         mapping=False,
         commutes=False,
-        warm=1 if use.name in ("checkpoint", "grad", "jacfwd") else 0,
+        warm=1 if use.name in ("checkpoint", "grad", "jacfwd", "custom_vjp", "custom_jvp") else 0,
         same_program=use.by_jax,
         unwritten=lambda model: (model.untouched, model.weight),
     )

@@ -30,6 +30,11 @@ class Wrapper:
 
     fun: Callable[..., Any]
 
+    @property
+    def beside(self) -> tuple[Callable[..., Any], ...]:
+        """Functions that may run in the place of the one at the heart."""
+        return ()
+
 
 class Method:
     """A function bound to a pytree, which is its first argument and is counted by nobody."""
@@ -211,10 +216,10 @@ def anchor_of(fn: Any) -> Any:
 
 
 def anchors_of(fn: Any) -> tuple[Any, ...]:
-    """The functions at the heart of a callable: one, or those of several callables."""
+    """The functions at the heart of a callable: one, or those of several; then what may run instead."""
     match fn:
         case Wrapper():
-            return anchors_of(fn.fun)
+            return (*anchors_of(fn.fun), *fn.beside)
         case Several():
             return tuple(anchor_of(one) for one in fn.callables)
         case _:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._calls.callables import Wrapper, anchor_of
+from .._calls.callables import Wrapper, anchors_of
 
 
 def bindings(function: Any) -> tuple[Any, ...]:
@@ -31,22 +31,26 @@ def bindings(function: Any) -> tuple[Any, ...]:
     while queue:
         for value in queue.pop():
             bound.append(value)
-            helper = _helper(value)
-            if helper is None or id(helper) in seen:
-                continue
-            seen.add(id(helper))
-            package = _package_of(helper)
-            followed = package == program or not _is_library(package)
-            queue.append(_own(helper) if followed else _held(helper))
+            for helper in _helpers(value):
+                if helper is None or id(helper) in seen:
+                    continue
+                seen.add(id(helper))
+                package = _package_of(helper)
+                followed = package == program or not _is_library(package)
+                queue.append(_own(helper) if followed else _held(helper))
     return tuple(bound)
 
 
-def _helper(value: Any) -> Any:
-    """The function or class that a name leads to, if it is one."""
+def _helpers(value: Any) -> Iterator[Any]:
+    """The functions or classes that a name leads to. `None` stands for what is none."""
     if isinstance(value, types.FunctionType | type):
-        return value
-    if isinstance(value, Wrapper):
-        value = anchor_of(value)
+        yield value
+        return
+    for each in anchors_of(value) if isinstance(value, Wrapper) else (value,):
+        yield _helper(each)
+
+
+def _helper(value: Any) -> Any:
     while isinstance(value, ft.partial):
         value = value.func
     if isinstance(value, types.MethodType):

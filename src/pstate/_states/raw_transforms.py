@@ -24,6 +24,8 @@ class Raw(NamedTuple):
 
 _MAPPED = "out = ps.{name}({fn}{axes})({arguments})"
 _PLAIN = "out = ps.{name}({fn})({arguments})"
+_VJP = "f = ps.custom_vjp(f)\n    f.defvjp(fwd, bwd)"
+_JVP = "f = ps.custom_jvp(f)\n    f.defjvp(jvp)"
 _GRADIENT = "out = ps.{name}({fn}, argnums={last})({arguments})"
 
 #: By the function that the frame belongs to, within JAX and Equinox.
@@ -47,8 +49,13 @@ _TRANSFORMS = {
     "jacrev": Raw("jax.jacrev", _GRADIENT.replace("{name}", "jacrev")),
     "vjp": Raw("jax.vjp", "out, pull = ps.vjp({fn}, {arguments}, argnums={last})"),
     "jvp": Raw("jax.jvp", "out, tangent = ps.jvp({fn}, ({arguments},), (tangent,), argnums={last})"),
+    "custom_vjp": Raw("jax.custom_vjp", _VJP),
+    "filter_custom_vjp": Raw("eqx.filter_custom_vjp", _VJP),
+    "custom_jvp": Raw("jax.custom_jvp", _JVP),
+    "filter_custom_jvp": Raw("eqx.filter_custom_jvp", _JVP),
     "scan": Raw("jax.lax.scan", "carry, ys = ps.scan({bound}, carry, xs)"),
     "map": Raw("jax.lax.map", "ys = ps.for_loop({bound}, xs)"),
+    "fori_loop": Raw("jax.lax.fori_loop", "carry = ps.fori_loop(lower, upper, {bound}, carry)"),
     "while_loop": Raw("jax.lax.while_loop", "carry = ps.while_loop(condition, {bound}, carry)"),
     "cond": Raw("jax.lax.cond", "out = ps.cond(pred, {fn}, other, {arguments})"),
     "switch": Raw("jax.lax.switch", "out = ps.switch(index, [{fn}, other], {arguments})"),

@@ -22,7 +22,8 @@ from .._ground.values import as_value
 _NUMBERS = (bool, int, float, complex)
 
 
-def _as_array(x: Any) -> Any:
+def as_array(x: Any) -> Any:
+    """An array as one of JAX's transforms returned it."""
     # An argument that comes back as it is may be NumPy's here, and a state holds none; a constant
     # number may be of a type of JAX's own, which is a number.
     return jnp.asarray(x) if isinstance(x, _NUMBERS) else as_value(x)
@@ -47,7 +48,7 @@ class Checkpoint(Lifted):
         shown = body.presented(flat)
         recomputed = jax.checkpoint(shown, prevent_cse=self.prevent_cse, policy=self.policy)
         arrays, note = recomputed(*call.kinds.operands(leaves))
-        return note, note.result([_as_array(array) for array in arrays])
+        return note, note.result([as_array(array) for array in arrays])
 
     def __repr__(self) -> str:
         cse = [] if self.prevent_cse else ["prevent_cse=False"]

@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 from jax.extend.core import jaxpr_as_fun
+from jax.sharding import NamedSharding
 
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
 from .._ground.versions import is_eager
 from .._trees.bulk import ARRAYS
+from .meshes import mesh_or_current
 from .shard import each_once, shard
 from .shardings import Placed, placed
 
@@ -66,6 +68,7 @@ def init_program(
     make: Callable[..., Any], rules: Any, mesh: Any, args: Any, kwargs: Any
 ) -> tuple[Any, list[Any], Callable[[list[Any]], Any]]:
     """What computes the arrays of a model in place; its operands; and what makes the model of them."""
+    mesh = mesh_or_current(mesh, "ps.sharded_init")
     leaves, treedef = jtu.tree_flatten((args, kwargs))
     is_operand = [isinstance(leaf, ARRAYS) for leaf in leaves]
     operands = list(it.compress(leaves, is_operand))
@@ -84,7 +87,8 @@ def init_program(
     # Traced once, to a jaxpr; that is compiled, with the shardings which the trace brought to light.
     jaxpr = jax.make_jaxpr(flat)(*operands)
     ((once, which, outer),) = made
-    where = [sharding for item in once for sharding in item.shardings if sharding is not None]
+    found = [sharding for item in once for sharding in item.shardings if sharding is not None]
+    where = [NamedSharding(mesh, sharding.spec) for sharding in found]  # the trace has no devices
     jitted = jax.jit(jaxpr_as_fun(jaxpr), out_shardings=where)
 
     def build(arrays: list[Any]) -> Any:

@@ -198,9 +198,9 @@ def _refuse_elsewhere(leaf: Any, wanted: Any, place: str, what: str) -> None:
         return
     if leaf.committed and not leaf.sharding.is_equivalent_to(wanted, leaf.ndim):
         here = leaf.sharding
-        lies = spec_code(here.spec) if isinstance(here, NamedSharding) else here
+        lies = f"by {spec_code(here.spec)}" if isinstance(here, NamedSharding) else f"on {here}"
         spec = spec_code(wanted.spec) if isinstance(wanted, NamedSharding) else wanted
         raise ValueError(
-            f"{place} was put by {lies}, and {what} wants {spec}. Put it there once, before the call: "
+            f"{place} was put {lies}, and {what} wants {spec}. Put it there once, before the call: "
             f"ps.shard(tree, {{{spec}: ...}}, mesh); or leave out what does not fit."
         )

@@ -30,7 +30,7 @@ class Cell(eqx.Module):
         return Cell.__call__(self, x)
 
 
-@Cell.__dict__["__call__"].defjvp
+@Cell.__call__.defjvp
 def rule_of_cell(primals: Any, tangents: Any) -> Any:
     (cell, x), (t_cell, t_x) = primals, tangents
     weight = cell.weight.value

@@ -157,3 +157,12 @@ def mesh_of_context() -> Any:
     except (RuntimeError, ValueError):  # there is none
         return None
     return jaxpr.eqns[0].params["sharding"].mesh
+
+
+#: How lanes that share an output of a `jax.custom_vjp` are asked for its cotangent: once, and not once
+#: for each. Before JAX 0.12 there is no such choice. Drop this with JAX 0.11.
+SHARED_OUTPUTS: dict[str, Any] = (
+    {"generic_batching": True}
+    if "generic_batching" in inspect.signature(jax.custom_vjp.defvjp).parameters
+    else {}
+)

@@ -21,6 +21,7 @@ from .._calls.running import Writes
 from .._calls.transform import code_of
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
+from .._ground.versions import SHARED_OUTPUTS
 from .._trees.recording import freeze
 from .checkpoint import as_array
 from .custom_rules import (
@@ -71,7 +72,7 @@ class CustomVjp(CustomRule):
         rule = _Reverse(self, lineup, traced, fwd, bwd)
         flat.__name__ = flat.__qualname__ = body.described.sources[0].__name__
         run = jax.custom_vjp(flat)
-        run.defvjp(rule.fwd, rule.bwd, symbolic_zeros=True)
+        run.defvjp(rule.fwd, rule.bwd, symbolic_zeros=True, **SHARED_OUTPUTS)
         arrays = run(*call.kinds.operands(leaves))
         assert traced.note is not None
         return traced.note, traced.note.result([as_array(array) for array in arrays])
@@ -209,6 +210,10 @@ def custom_vjp(
         tree, for zero.
     - `bwd(residuals, cotangent, written)`, where states are written that hold floating-point arrays:
         `written` has the cotangents of what was written, in the same form.
+
+    Before JAX 0.12 the gradient of a mapping, `grad(vmap2(fn))`, is JAX's own as under `jax.custom_vjp`:
+    where all lanes write the same into a state that they share, the cotangent of that state is counted
+    once for each lane. Differentiate in the lanes, `vmap2(grad(fn))`, or give the state lanes.
 
     **Arguments:**
 

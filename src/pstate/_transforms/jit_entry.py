@@ -64,6 +64,7 @@ class JitEntry:
     ):
         self.program = program
         self.placement = placement
+        self.placed = placement.into is not None or placement.out is not None
         self.flat = program.presented(watched(program), name=name)
         self.jit = ft.partial(jax.jit, compiler_options=compiler_options)
         self.jitted = self.jit(self.flat)
@@ -77,10 +78,10 @@ class JitEntry:
 
     def call(self, arrays: list[Any]) -> tuple[list[Any], Note]:
         """Run, and give up nothing. `Captured` comes out as it is."""
-        if not self.placement and not (_several_devices() and self._keeps(arrays)):
+        if not self.placed and not self._keeps(arrays):
             return self.compiled.call(*arrays)
         if not is_eager():
-            return self._call_traced(arrays) if self.placement else self.compiled.call(*arrays)
+            return self._call_traced(arrays) if self.placed else self.compiled.call(*arrays)
         plan = self._plan(arrays, frozenset())
         return plan.compiled.call(*in_place(arrays, plan.moved))
 
@@ -110,7 +111,7 @@ class JitEntry:
     def lower(self, arrays: Sequence[Any], kept: frozenset[Argument]) -> tuple[Any, Given | None]:
         """The program, lowered, and what it gives up."""
         donates = self.program.donates
-        if not donates and not self.placement and not self._keeps(arrays):
+        if not donates and not self.placed and not self._keeps(arrays):
             return self._looked_at(lambda: self.jitted.lower(*arrays)), None
         plan = self._looked_at(lambda: self._plan(arrays, kept if donates else frozenset()))
         by_argument = frozenset(self.program.by_argument())
@@ -131,10 +132,10 @@ class JitEntry:
 
     def _keeps(self, arrays: Sequence[Any]) -> bool:
         """Whether written states may have a sharding to keep."""
-        return self.program.keeps_shardings and _on_a_mesh(arrays)
+        return self.program.keeps_shardings and _several_devices() and _on_a_mesh(arrays)
 
     def _plan(self, arrays: Sequence[Any], kept: frozenset[Argument]) -> _Plan:
-        spread = bool(self.placement) or self._keeps(arrays)
+        spread = self.placed or self._keeps(arrays)
         key = (trace_context(), kept, tuple(map(_facts if spread else _type, arrays)))
         last, plan = self._last
         if plan is not None and last == key:
@@ -237,10 +238,8 @@ def _facts(x: Any) -> Any:
 def _is_free(x: Any) -> bool:
     """Whether JAX may move an array: it is not on a device, or on one where nobody has put it."""
     sharding = getattr(x, "sharding", None)
-    return (
-        sharding is None
-        or (isinstance(sharding, SingleDeviceSharding)
-        and not getattr(x, "committed", True))
+    return sharding is None or (
+        isinstance(sharding, SingleDeviceSharding) and not getattr(x, "committed", True)
     )
 
 

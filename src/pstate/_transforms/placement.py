@@ -48,9 +48,6 @@ class Placement:
         self.operands = [i for i in range(n_leaves) if i not in static]
         self._entries = [None] * n_leaves if into is None else self._spread(into)
 
-    def __bool__(self) -> bool:
-        return self.into is not None or self.out is not None
-
     # Operands -----------------------------------------------------------------------------------
 
     def of_operands(self, arrays: Sequence[Any]) -> list[Any]:

@@ -48,6 +48,7 @@ from ._transforms.branches import cond as cond, switch as switch
 from ._transforms.checkpoint import checkpoint as checkpoint
 from ._transforms.custom_jvp import custom_jvp as custom_jvp
 from ._transforms.custom_vjp import custom_vjp as custom_vjp
+from ._transforms.fori_loop import fori_loop as fori_loop
 from ._transforms.grad import (
     grad as grad,
     hessian as hessian,

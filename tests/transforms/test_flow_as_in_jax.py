@@ -11,7 +11,7 @@ import pytest
 
 import pstate as ps
 from laws.programs import program
-from pstate._transforms.loops import _Options
+from pstate._transforms.loop_options import LoopOptions
 from transforms.flow import XS, add, advance, below, model, same
 
 
@@ -122,7 +122,7 @@ def test_no_branches():
 
 def test_options_are_told_apart_by_type():
     """A loop that is unrolled is another program than one that is not."""
-    assert _Options(True, None, False, 1, None) != _Options(True, None, False, True, None)
+    assert LoopOptions(True, None, False, 1, None) != LoopOptions(True, None, False, True, None)
 
 
 # Derivatives and programs ---------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """`scan` and `for_loop`: loops over arrays.
 
 The states of what the function is bound to are held from step to step. States in `xs` are sliced, and
-what is written into the slices is stacked. Everything else is the same in all steps.
+what is written into the slices is stacked; axis specs may share or carry some of them. Everything else
+is the same in all steps.
 """
 
 import dataclasses
@@ -15,48 +16,27 @@ from .._calls.call import Call
 from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
-from .._calls.signature import ARGS, FN
-from .._ground.integers import Integer, as_count
+from .._calls.signature import ARGS
+from .._ground.integers import Integer
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
+from .._ground.typing import StateAxes
 from .._trees.flattening import unflatten_frozen
-from .._trees.leaves import operand_mask
 from .carried_states import carried_states, refuse_changed_states
-from .carry import CARRY, data_of, new_leaves, refuse_live
+from .carry import data_of, new_leaves, refuse_live
 from .control_flow import ControlFlow, FlowFunction, codes_of
-from .progress import Bar, BarOptions, Progress, counter, progress_options
+from .loop_options import LoopOptions, loop_options
+from .loop_roles import Roles, sliced_first, stacked_at
+from .progress import Bar, Progress, counter
+from .segments import scan_in_segments
 from .statements import shown_arguments
-
-
-@dataclasses.dataclass(frozen=True)
-class _Options:
-    """How a loop goes. `has_carry` tells `scan` from `for_loop`."""
-
-    has_carry: bool
-    length: int | None
-    reverse: bool
-    unroll: int | bool
-    progress: BarOptions | None
-    unroll_type: type = dataclasses.field(init=False)  # 1 and True are equal, and differ
-
-    def __post_init__(self):
-        object.__setattr__(self, "unroll_type", type(self.unroll))
-
-
-def _options(has_carry: bool, length: Any, reverse: bool, unroll: Any, progress: Progress) -> _Options:
-    """The options of a loop as the user gave them, checked."""
-    if length is not None and not isinstance(length, bool):
-        length = as_count(length, "length", "the number of steps", least=0, example=10)
-    if not isinstance(unroll, bool):
-        unroll = as_count(unroll, "unroll", "how many steps run in one iteration", least=0, example=1)
-    return _Options(has_carry, length, reverse, unroll, progress_options(progress))
 
 
 @dataclasses.dataclass(eq=False)
 class _Loop(FlowFunction):
     """A loop over arrays, for calls of one structure."""
 
-    options: _Options
+    options: LoopOptions
 
     def flow(self, leaves: list[Any]) -> Run:
         return _Running(self, leaves).run()
@@ -68,6 +48,7 @@ class _Found:
 
     y_treedef: Any
     y_leaves: list[Any]
+    y_axes: list[int]
     written: frozenset[int]
     stacked: list[tuple[int, Any]]
     reads: frozenset[int]
@@ -82,9 +63,9 @@ class _Running:
         self.options = body.options
         self.leaves = leaves
         self.slots = body.signature.layout.slots
-        argument_of_slot = body.signature.argument_of_slot
-        self.held = carried_states(body, lambda slot: argument_of_slot[slot.index][0] == FN)
-        self.carried, self.sliced = self._roles()
+        self.roles = Roles(body, body.options, leaves)
+        self.held = carried_states(body, self.roles.is_held)
+        self.carried, self.sliced = self.roles.carried, list(self.roles.axes)
         self.length = _length(self)
         self.bar = None
         if self.options.progress is not None and self.length:
@@ -92,26 +73,18 @@ class _Running:
             self.bar = Bar(self.length, self.options.progress, ordered)
         self.found: _Found | None = None
 
-    def _roles(self) -> tuple[list[int], list[int]]:
-        """Which leaves are the carry's, and which are sliced."""
-        carried: list[int] = []
-        sliced: list[int] = []
-        signature = self.body.signature
-        mask = operand_mask(self.leaves)
-        for i in range(signature.n_fn, len(self.leaves)):
-            in_carry = signature.argument(signature.layout.key_path_of_leaf[i]) == CARRY
-            if mask[i]:
-                (carried if in_carry and self.options.has_carry else sliced).append(i)
-        return carried, sliced
-
     def run(self) -> Run:
         leaves, options = self.leaves, self.options
         init = (self.held.values(leaves), [leaves[i] for i in self.carried])
-        xs = ([leaves[i] for i in self.sliced], counter(self.length) if self.bar else None)
+        sliced = [sliced_first(leaves[i], axis) for i, axis in self.roles.axes.items()]
+        xs = (sliced, counter(self.length) if self.bar else None)
         operands = (*self.held.leaf_indices(), *self.carried, *self.sliced)
         step = self.body.presented(self._step, operands, more=("step",) if self.bar else ())
-        (values, carry), (ys, stacked) = jax.lax.scan(
-            step, init, xs, self.length, options.reverse, options.unroll
+        more = (self.length, options.reverse, options.unroll)
+        (values, carry), (ys, stacked) = (
+            jax.lax.scan(step, init, xs, *more)
+            if options.checkpoints is None or not self.length
+            else scan_in_segments(step, init, xs, *more, options.checkpoints)
         )
         found = self.found
         assert found is not None
@@ -121,8 +94,9 @@ class _Running:
             if slot.index in found.written
         }
         for (index, treedef), value in zip(found.stacked, stacked, strict=True):
-            writes[index] = treedef.unflatten(value)
-        supply = iter(ys)
+            axis, place = self.roles.out_axis(index, leaves), self.body.place(index)
+            writes[index] = treedef.unflatten([stacked_at(x, axis, place) for x in value])
+        supply = (stacked_at(x, axis, "out") for x, axis in zip(ys, found.y_axes, strict=True))
         y = found.y_treedef.unflatten([next(supply) if x is NEXT else x for x in found.y_leaves])
         out = (self._carry_tree(carry), y) if options.has_carry else y
         return Run(out, writes, found.reads, found.echoed, None)
@@ -138,7 +112,8 @@ class _Running:
             n = self.length - 1
             self.bar.step(n - count if self.options.reverse else count)
         data = data_of(self.body) if self.options.has_carry else None
-        run = run_body(self.body.signature, own, self.body.recording(own, data=data), self.body.place_of)
+        recording = self.body.recording(own, refuse=self.roles.refuse_shared, data=data)
+        run = run_body(self.body.signature, own, recording, self.body.place_of)
         refuse_changed_states(self.body, self.held, run, self.leaves)
         carry, y = self._carry_and_y(run.out)
         y_leaves, y_treedef = jtu.tree_flatten(y)
@@ -149,6 +124,7 @@ class _Running:
         self.found = _Found(
             y_treedef,
             [NEXT if is_one else leaf for leaf, is_one in zip(y_leaves, is_array, strict=True)],
+            self.roles.out_axes(y, y_leaves, is_array),
             frozenset(run.writes),
             [(i, jtu.tree_structure(value)) for i, value in stacked.items()],
             run.reads,
@@ -183,8 +159,10 @@ def _length(running: _Running) -> int:
     """
     body, length = running.body, running.options.length
     fn = body.described.fn
-    arrays = [(i, running.leaves[i]) for i in running.sliced]
-    sizes = {x.shape[0] if x.ndim else None for _, x in arrays}
+    running.roles.refuse_no_axis(running.leaves)
+    axes = running.roles.axes
+    arrays = [(i, running.leaves[i]) for i in axes]
+    sizes = {x.shape[axes[i]] if x.ndim else None for i, x in arrays}
     if length is not None:
         sizes.add(length)
     if len(sizes) == 1 and None not in sizes:
@@ -197,11 +175,13 @@ def _length(running: _Running) -> int:
     layout, names = body.signature.layout, body.described.names
     shown = [
         f"    {body.signature.place(layout.key_path_of_leaf[i], names)}: shape {tuple(x.shape)}"
+        + (f", axis {axes[i]}" if any(axes.values()) else "")
         for i, x in arrays
     ]
+    which = "an axis" if any(axes.values()) else "the first axis"
     given = [] if length is None else [f"    length={length}"]
     raise ValueError(
-        f"{fn} loops over the first axis of every array in xs, and they differ:\n"
+        f"{fn} loops over {which} of every array in xs, and they differ:\n"
         + "\n".join([*shown, *given])
         + "\nWhat is the same in all steps goes in by what the function is bound to: "
         "ft.partial(f, array)."
@@ -213,7 +193,7 @@ class _Scan(ControlFlow):
 
     __slots__ = ("options",)
 
-    options: _Options
+    options: LoopOptions
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
@@ -246,10 +226,7 @@ class _Scan(ControlFlow):
         return f"ps.for_loop({', '.join([fn, *shown_arguments(call), *self._options()])})"
 
     def _options(self) -> list[str]:
-        options = self.options
-        given = (("length", options.length, None), ("reverse", options.reverse, False))
-        given = (*given, ("unroll", options.unroll, 1))
-        return [f"{name}={value!r}" for name, value, default in given if value != default]
+        return self.options.code()
 
 
 @public
@@ -262,14 +239,20 @@ def scan(
     reverse: bool = False,
     unroll: Integer = 1,
     *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    state_in_axes: StateAxes = None,
+    state_out_axes: StateAxes = None,
+    checkpoints: Integer | None = None,
     progress: Progress = None,
 ) -> tuple[Any, Any]:
     """Loop over arrays, with a carry.
 
     As `jax.lax.scan`, with states. Those of the module that `f` is bound to, or of a partial, go from
     step to step, random states included: each step draws afresh. States in `xs` are sliced along their
-    first axis, as in a stack of layers; what is written into the slices is stacked. Called eagerly the
-    loop is compiled once for each signature.
+    first axis, as in a stack of layers; what is written into the slices is stacked. A `NonBatchState` in
+    `xs` is never sliced, but goes from step to step. Called eagerly the loop is compiled once for each
+    signature.
 
     **Arguments:**
 
@@ -278,14 +261,24 @@ def scan(
         Frozen states in it are data. Live states are refused.
     - `xs`: a pytree of arrays and states, of shape `(length, ...)`.
     - `length`, `reverse`, `unroll`: as in `jax.lax.scan`.
+    - `in_axes`: which axis of `xs` is sliced, a prefix of it; `None` for what all steps share.
+    - `out_axes`: along which axis `ys` are stacked, a prefix of `y`.
+    - `state_in_axes`: for states in `xs`, before `in_axes`: `{axis: filter}` in order of priority, or a
+        bare filter meaning `{0: filter}`. `None` shares states among all steps, which only read them;
+        `"carry"` lets them go from step to step.
+    - `state_out_axes`: along which axis writes into slices are stacked, `{axis: filter}`; by default the
+        one that the state was sliced along.
+    - `checkpoints`: how many steps keep their carry and states for the backward pass, which computes the
+        others again: the same numbers with less memory.
     - `progress`: `True`, a description, or a dict of tqdm's options: a bar, also under `jit`. At most a
         hundred calls from the loop draw it.
 
     **Returns:** `(carry, ys)`, where `ys` has the tree of `y` and shapes `(length, ...)`.
 
     **Raises:** `StateTypeError` for a state that changes its shape or dtype, and for a live state in the
-    carry; `TypeError` for a carry that changes; `ValueError` where sizes disagree or are unknown;
-    `FrozenStateError` for a write that nobody takes.
+    carry; `TypeError` for a carry that changes; `ValueError` where sizes disagree or are unknown, and
+    for an axis that is not there; `FrozenStateError` for a write that nobody takes, and for one to a
+    state that all steps share.
 
     !!! example
 
@@ -301,7 +294,18 @@ def scan(
         >>> total.item(), before.tolist(), model["steps"].value.item()
         (6.0, [0.0, 0.0, 1.0, 3.0], 4)
     """
-    options = _options(True, length, reverse, unroll, progress)
+    options = loop_options(
+        has_carry=True,
+        length=length,
+        reverse=reverse,
+        unroll=unroll,
+        progress=progress,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        state_in_axes=state_in_axes,
+        state_out_axes=state_out_axes,
+        checkpoints=checkpoints,
+    )
     return _Scan(f, options=options)(init, xs)
 
 
@@ -313,6 +317,11 @@ def for_loop(
     length: Integer | None = None,
     reverse: bool = False,
     unroll: Integer = 1,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
+    state_in_axes: StateAxes = None,
+    state_out_axes: StateAxes = None,
+    checkpoints: Integer | None = None,
     progress: Progress = None,
 ) -> Any:
     """Loop over arrays, and stack what the function returns.
@@ -323,7 +332,10 @@ def for_loop(
 
     - `f`: a function, bound method, callable module or partial: `y = f(*x)`.
     - `xs`: pytrees of arrays and states, of shape `(length, ...)`.
-    - `length`, `reverse`, `unroll`, `progress`: as for `scan`.
+    - `in_axes`: which axes are sliced, as in `vmap2`: an axis, a tuple with an entry per argument, or a
+        dict by argument name.
+    - `length`, `reverse`, `unroll`, `out_axes`, `state_in_axes`, `state_out_axes`, `checkpoints`,
+        `progress`: as for `scan`.
 
     **Returns:** what `f` returns, stacked: shapes `(length, ...)`.
 
@@ -338,6 +350,30 @@ def for_loop(
         >>> noise, rng = ps.pure(draws)(ps.RandomState(0))
         >>> noise.shape, len(set(noise.tolist()))
         ((3,), 3)
+
+    One layer of each, with a counter that all of them count on:
+
+        >>> def layer(tree, x):
+        ...     tree["n"].value += 1
+        ...     return tree["w"].value * x
+        >>> tree = {"n": ps.State(0), "w": ps.ParamState(jnp.ones((2, 4)))}
+        >>> def run(tree, x):
+        ...     specs = {1: ps.ParamState, "carry": ps.State}
+        ...     return ps.for_loop(layer, tree, x, in_axes=(0, None), state_in_axes=specs)
+        >>> ys, tree = ps.pure(run)(tree, 3.0)
+        >>> ys.shape, tree["n"].value.item()
+        ((4, 2), 4)
     """
-    options = _options(False, length, reverse, unroll, progress)
+    options = loop_options(
+        has_carry=False,
+        length=length,
+        reverse=reverse,
+        unroll=unroll,
+        progress=progress,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        state_in_axes=state_in_axes,
+        state_out_axes=state_out_axes,
+        checkpoints=checkpoints,
+    )
     return _Scan(f, options=options)(*xs)

@@ -1,31 +1,29 @@
 """`while_loop`: a loop as long as a condition holds.
 
 The states of what both functions are bound to are held from step to step. The condition reads them; the
-body may write them.
+body may write them. Where a bound on the steps is known the loop has a gradient in reverse mode.
 """
 
 import dataclasses
 import functools as ft
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-import jax.tree_util as jtu
 
 from .._calls.call import Call
 from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
-from .._calls.running import Run, run_body
-from .._calls.signature import ARGS, FN
+from .._calls.running import Run
 from .._ground.errors import FrozenStateError
+from .._ground.integers import Integer, as_count
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
 from .._states.cell import Cell
-from .._trees.flattening import unflatten_frozen
-from .._trees.leaves import operand_mask
-from .carried_states import carried_states, refuse_changed_states
-from .carry import data_of, new_leaves, refuse_live
+from .bounded import Bounds, bounded_while_loop
+from .carry import refuse_live
 from .control_flow import ControlFlow, FlowFunction, codes_of
+from .stepping import Stepping
 
 
 _CONDITION, _BODY = range(2)
@@ -35,70 +33,27 @@ _CONDITION, _BODY = range(2)
 class _While(FlowFunction):
     """A loop with a condition, for calls of one structure."""
 
+    bounds: Bounds | None
+
     def flow(self, leaves: list[Any]) -> Run:
-        return _Running(self, leaves).run()
+        stepping = Stepping(self, leaves)
+        refuse = ft.partial(_refuse_any, self)
+
+        def condition(loop: Any) -> Any:
+            return stepping.call(_CONDITION, loop, ft.partial(_call, _CONDITION), refuse).out
+
+        def step(loop: Any) -> Any:
+            return stepping.next(stepping.call(_BODY, loop, ft.partial(_call, _BODY)), loop)
+
+        condition = self.presented(condition, stepping.operands, which=_CONDITION)
+        step = self.presented(step, stepping.operands, which=_BODY)
+        if self.bounds is None:
+            return stepping.run(jax.lax.while_loop(condition, step, stepping.init))
+        return stepping.run(bounded_while_loop(condition, step, stepping.init, self.bounds))
 
 
-class _Running:
-    """A loop over the leaves of one call."""
-
-    def __init__(self, body: _While, leaves: list[Any]):
-        self.body = body
-        self.leaves = leaves
-        signature = body.signature
-        self.slots = signature.layout.slots
-        self.held = carried_states(body, lambda slot: signature.argument_of_slot[slot.index][0] == FN)
-        mask = operand_mask(leaves)
-        self.carried = [i for i in range(signature.n_fn, len(leaves)) if mask[i]]
-        self.writes: frozenset[int] = frozenset()
-        self.reads: frozenset[int] = frozenset()
-        self.echoed: tuple[tuple[int, str], ...] = ()
-
-    def run(self) -> Run:
-        leaves, held = self.leaves, self.held
-        init = (held.values(leaves), [leaves[i] for i in self.carried])
-        operands = (*held.leaf_indices(), *self.carried)
-        condition = self.body.presented(self._condition, operands, which=_CONDITION)
-        step = self.body.presented(self._step, operands, which=_BODY)
-        values, carry = jax.lax.while_loop(condition, step, init)
-        writes = {
-            slot.index: slot.treedef.unflatten(value)
-            for slot, value in zip(held.slots, values, strict=True)
-            if slot.index in self.writes
-        }
-        tree = unflatten_frozen(self.body.signature.treedef, self._with(leaves, carry))
-        return Run(tree[ARGS][0], writes, self.reads, self.echoed, None)
-
-    def _condition(self, loop: Any) -> Any:
-        return self._one(_CONDITION, loop, ft.partial(_refuse_any, self.body)).out
-
-    def _step(self, loop: Any) -> Any:
-        run = self._one(_BODY, loop)
-        refuse_changed_states(self.body, self.held, run, self.leaves)
-        self.writes |= {self.held.representative[i] for i in run.writes}
-        self.echoed = run.echoed
-        newest = [jtu.tree_leaves(value) for value in self.held.newest(run, self._own(loop))]
-        return newest, new_leaves(self.body, self.leaves, self.carried, run.out)
-
-    def _own(self, loop: Any) -> list[Any]:
-        values, carry = loop
-        own = self._with(self.leaves, carry)
-        self.held.put(own, self.slots, values)
-        return own
-
-    def _one(self, which: int, loop: Any, refuse: Callable[[Cell], None] | None = None) -> Run:
-        body, own = self.body, self._own(loop)
-        recording = body.recording(own, body.aliases_within(which), refuse, data_of(body))
-        call = lambda fn, args, kwargs: fn.callables[which](*args)
-        run = run_body(body.signature, own, recording, body.place_of, call)
-        self.reads |= {self.held.representative.get(i, i) for i in run.reads}
-        return run
-
-    def _with(self, leaves: Sequence[Any], carry: Sequence[Any]) -> list[Any]:
-        own = list(leaves)
-        for i, value in zip(self.carried, carry, strict=True):
-            own[i] = value
-        return own
+def _call(which: int, fn: Any, args: Any, kwargs: Any) -> Any:
+    return fn.callables[which](*args)
 
 
 def _refuse_any(body: _While, cell: Cell) -> None:
@@ -113,7 +68,9 @@ def _refuse_any(body: _While, cell: Cell) -> None:
 class _WhileLoop(ControlFlow):
     """A loop with a condition, called as a statement."""
 
-    __slots__ = ()
+    __slots__ = ("bounds",)
+
+    bounds: Bounds | None
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
@@ -124,32 +81,48 @@ class _WhileLoop(ControlFlow):
         return call
 
     def _options_key(self) -> Hashable:
-        return _WhileLoop
+        return _WhileLoop, self.bounds
 
     def _program(self, call: Call) -> _While:
-        return flat_function_of(call, self._code(), _While)
+        return flat_function_of(call, self._code(), _While, self.bounds)
 
     def _code(self) -> str:
         return f"ps.while_loop({', '.join(codes_of(self.fun))})"
 
     def _shown(self, call: Call, index: int) -> str:
-        return f"ps.while_loop({', '.join([*codes_of(self.fun), 'init_val'])})"
+        given = dataclasses.asdict(self.bounds) if self.bounds is not None else {}
+        options = [f"{name}={value}" for name, value in given.items() if value is not None]
+        return f"ps.while_loop({', '.join([*codes_of(self.fun), 'init_val', *options])})"
 
 
 @public
 @short_tracebacks
-def while_loop(cond_fun: Callable[..., Any], body_fun: Callable[..., Any], init_val: Any = None) -> Any:
+def while_loop(
+    cond_fun: Callable[..., Any],
+    body_fun: Callable[..., Any],
+    init_val: Any = None,
+    *,
+    max_steps: Integer | None = None,
+    checkpoints: Integer | None = None,
+) -> Any:
     """Loop as long as a condition holds.
 
     As `jax.lax.while_loop`, with states: those of the modules that the functions are bound to, or of
     partials, go from step to step. Both functions may be bound to one module. Called eagerly the loop is
     compiled once for each signature.
 
+    With `max_steps` or `checkpoints` the loop has a gradient in reverse mode, which JAX's has not. It
+    is `equinox.internal.while_loop`. The condition itself is not differentiated.
+
     **Arguments:**
 
     - `cond_fun`: `cond_fun(carry)` returns a `bool` of shape `()`. It reads states, and writes none.
     - `body_fun`: `carry = body_fun(carry)`.
     - `init_val`: the first carry, as for `scan`. With states alone it may be left out: `None`.
+    - `max_steps`: after so many steps the loop ends, whether or not the condition holds. Alone it is
+        for loops of few steps: it has derivatives of both modes, and memory grows with it.
+    - `checkpoints`: how many steps keep their carry and states for the backward pass, which computes the
+        others again. For loops of many steps; there are derivatives in reverse mode only.
 
     **Returns:** the last carry.
 
@@ -164,11 +137,23 @@ def while_loop(cond_fun: Callable[..., Any], body_fun: Callable[..., Any], init_
         >>> def double(model, limit):
         ...     model["n"].value *= 2
         ...     return limit
-        >>> def run(model):
-        ...     return ps.while_loop(ft.partial(below, model), ft.partial(double, model), 100)
-        >>> _, model = ps.pure(run)({"n": ps.State(3)})
-        >>> model["n"].value.item()
+        >>> def run(model, **bounds):
+        ...     both = ft.partial(below, model), ft.partial(double, model)
+        ...     ps.while_loop(*both, 100, **bounds)
+        ...     return model["n"].value
+        >>> n, model = ps.pure(run)({"n": ps.State(3)})
+        >>> n.item()
         192
+        >>> ps.grad(run, wrt=ps.State)({"n": ps.State(3.0)}, max_steps=10)["n"].value.item()
+        64.0
     """
+    bounds = None
+    if max_steps is not None or checkpoints is not None:
+        n, k = max_steps, checkpoints
+        if n is not None:
+            n = as_count(n, "max_steps", "the most steps that there are", least=0, example=100)
+        if k is not None:
+            k = as_count(k, "checkpoints", "how many steps keep their carry", least=1, example=8)
+        bounds = Bounds(n, k)
     fun = Several((as_tree(cond_fun), as_tree(body_fun)))
-    return _WhileLoop(fun)(init_val)
+    return _WhileLoop(fun, bounds=bounds)(init_val)

@@ -15,11 +15,12 @@ import pytest
 
 import pstate as ps
 from laws.cases import CASES, Case, ticks
+from laws.loops import LOOPED
 from laws.programs import program
 from laws.transforms import TRANSFORMED
 
 
-every_case = pytest.mark.parametrize("case", [*CASES, *TRANSFORMED], ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", [*CASES, *TRANSFORMED, *LOOPED], ids=lambda case: case.name)
 every_mapping = pytest.mark.parametrize(
     "case", [c for c in CASES if c.mapping], ids=lambda case: case.name
 )

@@ -6,6 +6,7 @@ user's function, and operands that are called what the caller would call them:
 `model.layers[0].count.value`.
 """
 
+import functools as ft
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,19 +20,19 @@ _OPERANDS = inspect.Parameter("operands", inspect.Parameter.VAR_POSITIONAL)
 class _Operands(inspect.Signature):
     """A signature under which each operand has a name of its own.
 
-    `names` gives them when JAX asks, which it does once for each trace.
+    `names` gives them when JAX asks, which it does once or twice for each trace.
     """
 
     def __init__(self, names: Callable[[], Sequence[str]]):
         super().__init__([_OPERANDS])
-        self._names = names
+        self._names = ft.cache(lambda: list(map(_Name, names())))
 
     def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
         operands, names = jtu.tree_leaves((args, kwargs)), self._names()
         if len(operands) != len(names):
             raise TypeError(f"{len(names)} operands have names, and {len(operands)} came")
         # By number first: two operands may have one name.
-        named = {_Name(name): x for name, x in zip(names, operands, strict=True)}
+        named = dict(zip(names, operands, strict=True))
         return inspect.BoundArguments(self, named)  # pyright: ignore[reportArgumentType]
 
 
@@ -40,11 +41,8 @@ class _Name(str):
 
     __slots__ = ()
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-    def __hash__(self) -> int:
-        return id(self)
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
 
 class Source:

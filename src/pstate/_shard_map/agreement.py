@@ -78,6 +78,8 @@ def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
 def _through(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
     """What an equation makes of the axes over which its inputs differ."""
     name, params, n = eqn.primitive.name, eqn.params, len(eqn.outvars)
+    if not params and not eqn.effects:  # most of all: `add` and its like
+        return [_union(ins)] * n
     inside = [one for value in params.values() for one in _programs_in(value)]
     if name in _CALLS and len(inside) == 1 and len(inside[0].invars) == len(ins):
         return flow(inside[0], ins, names)
@@ -169,8 +171,8 @@ def _tokens(values: Iterable[Any]) -> Iterator[str]:
             yield from _tokens(value)
 
 
-def _union(axes: Iterable[Axes]) -> Axes:
-    return _NONE.union(*axes)
+def _union(axes: Sequence[Axes]) -> Axes:
+    return axes[0] if len(axes) == 1 else _NONE.union(*axes)
 
 
 def by_batching(jaxpr: Jaxpr, inputs: Sequence[Axes], sizes: Mapping[str, int]) -> list[Axes]:

@@ -36,20 +36,32 @@ from .plan import ShardPlan, spread_out_specs
 class ShardLeaving:
     """An array that leaves a shard by a spec, and why.
 
-    `place` is what messages call it, and `code` its kind as code, empty where it is no state.
+    `placed` gives what messages call it; `kind` is that of a state, `None` where it is no state.
     """
 
     value: Any
     spec: PartitionSpec
     reason: str
-    place: str
-    code: str = ""
+    placed: Callable[[], str]
+    kind: type[State] | None = None
     slot: int | None = None
-    axis: Any = None  # for people to read
     reducer: Callable[[Any], Any] | None = None  # it ran in the shard
+    refused: bool = False
 
-    def __post_init__(self):
-        self.axis = as_code(self.spec)
+    @property
+    def axis(self) -> str:
+        """The spec for people to read."""
+        return "refused" if self.refused else as_code(self.spec)
+
+    @property
+    def place(self) -> str:
+        """The array as messages call it."""
+        return self.placed() if self.kind is None else f"{self.placed()} ({self.kind.__name__})"
+
+    @property
+    def code(self) -> str:
+        """The kind of a state as code."""
+        return "" if self.kind is None else kind_code(self.kind)
 
 
 class ShardOutputs:
@@ -102,7 +114,7 @@ class ShardOutputs:
 
     def _refuse(self, leaf: ShardLeaving, message: str) -> None:
         if self._lenient:
-            leaf.axis = "refused"
+            leaf.refused = True
             if message not in self.problems:
                 self.problems.append(message)
             return
@@ -131,7 +143,7 @@ class ShardOutputs:
         specs = iter(spread_out_specs(out, self._options.out_specs))
         candidates: list[ShardLeaving] = []
         for key_path, item in jtu.tree_flatten_with_path(out, is_leaf=is_state)[0]:
-            place = f"`{to_place('out', key_path)}`"
+            place = lambda key_path=key_path: f"`{to_place('out', key_path)}`"
             if not isinstance(item, State):
                 spec = next(specs)
                 candidates.append(ShardLeaving(item, spec, f"out_specs={as_code(spec)}", place))
@@ -146,23 +158,31 @@ class ShardOutputs:
         return list(map(self._checked, leaving)), leaves, treedef
 
     def _state_in_output(
-        self, leaf: Any, spec: PartitionSpec, rule: SpecRule | None, state: State, place: str
+        self,
+        leaf: Any,
+        spec: PartitionSpec,
+        rule: SpecRule | None,
+        state: State,
+        place: Callable[[], str],
     ) -> ShardLeaving:
         kind = type(state)
-        named = f"{place} ({kind.__name__})"
-        code = kind_code(kind)
         if rule is not None:
-            return self._by_rule(leaf, rule, named, code, None)
+            return self._by_rule(leaf, rule, place, kind, None)
         if isinstance(state, NonBatchState):
-            return ShardLeaving(leaf, SAME, "NonBatchState", named, code)
-        return ShardLeaving(leaf, spec, f"out_specs={as_code(spec)}", named, code)
+            return ShardLeaving(leaf, SAME, "NonBatchState", place, kind)
+        return ShardLeaving(leaf, spec, f"out_specs={as_code(spec)}", place, kind)
 
     def _by_rule(
-        self, leaf: Any, rule: SpecRule, place: str, code: str, slot: int | None
+        self,
+        leaf: Any,
+        rule: SpecRule,
+        place: Callable[[], str],
+        kind: type[State],
+        slot: int | None,
     ) -> ShardLeaving:
         reason = f"state_out_specs {rule}"
         value = leaf if rule.reducer is None else rule.reducer(leaf)
-        return ShardLeaving(value, rule.spec, reason, place, code, slot, reducer=rule.reducer)
+        return ShardLeaving(value, rule.spec, reason, place, kind, slot, rule.reducer)
 
     def _checked(self, leaf: ShardLeaving) -> ShardLeaving:
         """Refuse a spec for more axes than the array has."""
@@ -187,8 +207,7 @@ class ShardOutputs:
 
     def _state(self, index: int) -> Written:
         slot = self._signature.layout.slots[index]
-        place = f"`{self._program.place(index)}` ({slot.kind.__name__})"
-        code = kind_code(slot.kind)
+        place = lambda: f"`{self._program.place(index)}`"
         rule = self._match(self._signature.path(index), slot.state(self._leaves))
         soft = index not in self._run.writes
         if soft or (index in self._split and (rule is None or not rule.spec)):
@@ -197,7 +216,7 @@ class ShardOutputs:
             return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         if rule is not None:
-            leaving = [self._by_rule(leaf, rule, place, code, index) for leaf in leaves]
+            leaving = [self._by_rule(leaf, rule, place, slot.kind, index) for leaf in leaves]
             return Written(index, treedef, leaving, f"{rule}")
         came = self._plan.of(slot)
         specs = [given.spec for given in self._plan.leaves[slot.start : slot.stop]]
@@ -205,7 +224,7 @@ class ShardOutputs:
             specs = [came.spec] * len(leaves)
         reason = "as it came in"
         leaving = [
-            ShardLeaving(leaf, spec, reason, place, code, index)
+            ShardLeaving(leaf, spec, reason, place, slot.kind, index)
             for leaf, spec in zip(leaves, specs, strict=True)
         ]
         self._check_shapes(slot, treedef, leaving)

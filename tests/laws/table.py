@@ -26,7 +26,8 @@ class Case:
     `make` gives the function under test, freshly wrapped; `args` its arguments; `twin(*args)` returns
     what `ps.pure(make())(*args)` must return. `mapping` says that `make` gives a mapping, so that the
     lane laws apply. `runs` is how often the body runs in a call that is cold, `warm` in one that is not;
-    `same_program` says that the twin goes through the same JAX transform. `unwritten` picks, from the
+    `same_program` says that the twin goes through the same JAX transform, and `leaks` that JAX takes the
+    twin, too, for one that leaks. `unwritten` picks, from the
     updated tree, what nobody wrote.
     """
 
@@ -42,6 +43,7 @@ class Case:
     runs: int = 1
     warm: int = 0
     same_program: bool = True
+    leaks: bool = False
     unwritten: Callable[[Any], Any] = lambda tree: None
 
     def pure(self) -> Any:

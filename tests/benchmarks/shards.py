@@ -1,9 +1,9 @@
 """Mapping over shards beside its twins: `python tests/benchmarks/shards.py`.
 
-For each number of forced CPU devices, in a process of its own, and each number of states: a warm call,
-and a trace. The limit is `jax.jit(jax.shard_map(f))` over flat lists of arrays; the twin that people write
-is the same over Equinox modules. Ratios are to the latter, the medians over rounds in which all contenders
-take turns.
+For each number of forced CPU devices, in a process of its own, and each number of states: a warm
+call, and a trace. The limit is `jax.jit(jax.shard_map(f))` over flat lists of arrays; the twin
+that people write is the same over Equinox modules. Ratios are to the latter, the medians over
+rounds in which all contenders take turns.
 """
 
 import argparse

@@ -175,7 +175,7 @@ def switch_by_keyword(f: Stateful) -> Stateful:
     return lambda model, x: ps.switch((x > 0.5).astype(int), branches, x=x, model=model)
 
 
-#: Equinox's loop with checkpoints keeps a program with its tracers, which newer versions of JAX take for a leak.
+#: Equinox's loop with checkpoints keeps a program with its tracers: a leak to newer versions of JAX.
 LEAKS = {"checkpointed_while_loop"} if jax.__version_info__ >= (0, 11) else set()
 
 #: Where the loop is not JAX's own the programs differ, and the body is traced once all the same.

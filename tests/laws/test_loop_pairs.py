@@ -1,4 +1,5 @@
-"""The loops of the table inside and around the transforms that matter to them, against twins by hand."""
+"""The loops of the table inside and around the transforms that matter to them, against twins by
+hand."""
 
 import contextlib
 import itertools as it
@@ -29,8 +30,9 @@ PAIRS = [
 def watched(outer: Using, inner: Using) -> Iterator[None]:
     """L7: nothing leaks a tracer, and no key is used twice; where JAX does not say so of the twin.
 
-    It takes Equinox's loops with checkpoints for leaks, the keys of a choice that lanes make to be used by both
-    branches, and those of a scan with checkpoints to be used in the second run of a segment.
+    It takes Equinox's loops with checkpoints for leaks, the keys of a choice that lanes make to be
+    used by both branches, and those of a scan with checkpoints to be used in the second run of a
+    segment.
     """
     names = {outer.name, inner.name}
     chosen = names & {"cond", "cond_by_keyword", "switch_by_keyword"} and names & LANES

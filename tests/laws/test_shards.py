@@ -1,4 +1,5 @@
-"""L5 for shards: a mapping over lanes, cut into shards of lanes, gives what the lanes give together."""
+"""L5 for shards: a mapping over lanes, cut into shards of lanes, gives what the lanes give
+together."""
 
 import math
 from typing import Any
@@ -26,9 +27,9 @@ def specs(axes: Any) -> Any:
 def fits(case: Case) -> bool:
     """Whether lanes that are cut into shards mean the same.
 
-    Not where lanes see each other or are reduced, for one shard has not all of them; nor where a key is
-    split, once for the shards and once for their lanes. Specs count axes from the front, and have no
-    policy that makes one up.
+    Not where lanes see each other or are reduced, for one shard has not all of them; nor where a
+    key is split, once for the shards and once for their lanes. Specs count axes from the front,
+    and have no policy that makes one up.
     """
     if not case.mapping or case.collective:
         return False
@@ -80,7 +81,8 @@ def test_enough_cases_fit():
 @pytest.mark.parametrize("case", FITTING, ids=lambda case: case.name)
 @CALLED_AGAIN
 def test_shards_of_lanes(case: Case):
-    """L5 and L6: shards of lanes agree with lanes, eagerly and compiled; the body runs once, then never."""
+    """L5 and L6: shards of lanes agree with lanes, eagerly and compiled; the body runs once, then
+    never."""
     args, kwargs = case.args(), case.kwargs()
     mapped = case.make()
     expected = ps.pure(mapped)(*args, **kwargs)

@@ -150,7 +150,7 @@ def _mesh() -> Any:
 
 
 def _free_axis() -> str:
-    """The mesh axis over which nothing around this is mapped, so that one mapping may stand in another."""
+    """The mesh axis that no mapping around this takes, so that one may stand in another."""
     return "model" if "data" in jax.sharding.get_abstract_mesh().manual_axes else "data"
 
 

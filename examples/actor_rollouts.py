@@ -323,7 +323,7 @@ def train(memory: bool, environments: int, updates: int, seed: int) -> Training:
     """Train an agent, for at least two updates: the first one compiles and is timed apart."""
     agent = make_agent(memory, environments, jr.key(seed))
     optim = make_optimiser(updates)
-    opt_state = optim.init(eqx.filter(agent, ps.select(agent)))
+    opt_state = optim.init(ps.trainable(agent))
     returns: list[Float[Array, " environments"]] = []
     start = compiled = time.perf_counter()
     with tqdm(total=updates, desc=in_words(memory), unit="update", mininterval=0.25) as bar:

@@ -212,7 +212,7 @@ def train(
     """Train all members together, for at least two steps: the first one compiles and is timed apart."""
     ensemble = make_ensemble(members, jnp.float32(1 / images.max()), jr.key(0))
     optim = optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, steps))
-    opt_state = optim.init(eqx.filter(ensemble, ps.select(ensemble)))
+    opt_state = optim.init(ps.trainable(ensemble))
     data = jnp.asarray(images), jnp.asarray(labels)
     losses: list[Float[Array, " members"]] = []
     start = compiled = time.perf_counter()

@@ -62,7 +62,13 @@ from ._transforms.jit import jit as jit
 from ._transforms.loops import for_loop as for_loop, scan as scan
 from ._transforms.while_loop import while_loop as while_loop
 from ._trees.broadcasting import broadcast as broadcast
-from ._trees.bulk import axes as axes, select as select, states as states, update as update
+from ._trees.bulk import (
+    axes as axes,
+    select as select,
+    states as states,
+    trainable as trainable,
+    update as update,
+)
 from ._trees.packed import Packed as Packed, pack as pack
 from ._trees.recording import freeze as freeze, record as record, written as written
 from ._trees.saving import (

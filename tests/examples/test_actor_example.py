@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -318,7 +317,7 @@ def test_a_seed_decides_everything(actor, report):
 
     def updated(seed):
         agent = actor.make_agent(True, ENVIRONMENTS, jr.key(seed))
-        opt_state = optim.init(eqx.filter(agent, ps.select(agent)))
+        opt_state = optim.init(ps.trainable(agent))
         return actor.update(agent, opt_state, optim)
 
     once, twice, other = updated(0), updated(0), updated(1)

@@ -90,7 +90,7 @@ def test_members_do_not_see_each_other(digits):
     optim = optax.adamw(1e-2)
 
     def trained(ensemble, index):
-        opt_state = optim.init(eqx.filter(ensemble, ps.select(ensemble)))
+        opt_state = optim.init(ps.trainable(ensemble))
         for _ in range(2):
             ensemble, opt_state, losses = digits.train_step(
                 ensemble, opt_state, optim, images, labels, index

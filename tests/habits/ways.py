@@ -151,7 +151,7 @@ def _vjp(f: Stateful) -> Stateful:
 
 def _jvp(f: Stateful) -> Stateful:
     def derived(model: Any, x: Any) -> Any:
-        tangent = eqx.filter(model, ps.select(model))
+        tangent = ps.trainable(model)
         y, dy = ps.jvp(f, (model, x), (tangent,))
         return y + dy
 

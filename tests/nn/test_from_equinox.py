@@ -255,7 +255,7 @@ def test_the_state_is_found_by_path_and_kind():
     [(path, state)] = ps.states(net, ps.BatchState).items()
     assert path == ("norm", "state")
     assert list(state.value) == ["BatchNorm.batch_counter", "BatchNorm.batch_state_index"]
-    trained = eqx.filter(net, ps.select(net))
+    trained = ps.trainable(net)
     assert [x.shape for x in jtu.tree_leaves(trained)] == [(3,), (3,), (3,)]
     assert jtu.tree_leaves(trained["norm"].state) == []
 

@@ -153,7 +153,7 @@ def test_compiled_differentiated_serialised():
         return eqx.apply_updates(new, updates), opt_state
 
     optim = optax.sgd(0.1)
-    trained, _ = step(made, optim.init(eqx.filter(made, ps.select(made))))
+    trained, _ = step(made, optim.init(ps.trainable(made)))
     np.testing.assert_allclose(trained.module.weight.value[:, 0], 1 - 0.1 * np.arange(4.0), rtol=1e-6)
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, trained)

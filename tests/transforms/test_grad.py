@@ -195,9 +195,7 @@ def test_a_differentiated_state_that_is_written(name, live):
             return pull(jnp.ones_like(out))[0]
         if name == "jvp":
             ones = {"n": None, "w": jnp.ones(2)}
-            tangents = jtu.tree_map(
-                jnp.ones_like, eqx.filter(ps.freeze(tree), ps.select(ps.freeze(tree)))
-            )
+            tangents = jtu.tree_map(jnp.ones_like, ps.trainable(ps.freeze(tree)))
             assert jtu.tree_leaves(ones)[0].shape == jtu.tree_leaves(tangents)[0].shape
             return ps.jvp(double, (tree, x), (tangents,))[1]
         return getattr(ps, name)(double)(tree, x)
@@ -235,7 +233,7 @@ def test_aux_with_static_leaves(name):
         if name == "vjp":
             return ps.vjp(body, net, x, has_aux=True)[2]
         if name == "jvp":
-            tangents = jtu.tree_map(jnp.ones_like, eqx.filter(net, ps.select(net)))
+            tangents = jtu.tree_map(jnp.ones_like, ps.trainable(net))
             return ps.jvp(body, (net, x), (tangents,), has_aux=True)[2]
         result = getattr(ps, name)(body, has_aux=True)(net, x)
         return result[0][1] if name == "value_and_grad" else result[1]
@@ -321,7 +319,7 @@ def test_tangents_that_do_not_fit():
     """Another structure is refused with both, another shape by JAX, and the advice runs."""
     f = lambda model, x: model.weight.value * x
     model = net()
-    for tangents in ((model,), (x,), (), (eqx.filter(model, ps.select(model)), x)):
+    for tangents in ((model,), (x,), (), (ps.trainable(model), x)):
         with pytest.raises(
             ValueError, match=r"^The tangents of ps\.jvp\(f\) do not fit: .*argnums\.$"
         ) as error:
@@ -348,7 +346,7 @@ def test_optax_and_apply_updates():
     """Gradients go into Optax and `eqx.apply_updates` as they are; the rest of the model stays."""
     optim = optax.adamw(1e-2)
     model = net()
-    opt_state = optim.init(eqx.filter(model, ps.select(model)))
+    opt_state = optim.init(ps.trainable(model))
 
     @ps.jit
     def step(model, opt_state, x):

@@ -168,7 +168,7 @@ def test_the_line_that_is_right(call):
 
 def tangents():
     model = tree()
-    return jtu.tree_map(jnp.ones_like, eqx.filter(model, ps.select(model)))
+    return jtu.tree_map(jnp.ones_like, ps.trainable(model))
 
 
 def test_an_echo():

@@ -102,10 +102,10 @@ def train_step(run):
     """One step of a run, and its loss."""
     index, batches = ps.pure(Batches.next)(run["batches"])
     (value, grads), model = ps.pure(ps.value_and_grad(loss))(run["model"], XS[index], YS[index])
-    parameters = eqx.filter(model, ps.select(model))
+    parameters = ps.trainable(model)
     updates, opt_state = OPTIM.update(grads, run["opt_state"], parameters)
     model = eqx.apply_updates(model, updates)
-    average = optax.incremental_update(eqx.filter(model, ps.select(model)), run["average"], 0.1)
+    average = optax.incremental_update(ps.trainable(model), run["average"], 0.1)
     new = {"model": model, "average": average, "opt_state": opt_state, "batches": batches}
     return new | {"step": run["step"] + 1}, value
 
@@ -113,7 +113,7 @@ def train_step(run):
 def fresh_run(seed: int) -> dict[str, Any]:
     """What training starts from. What is restored replaces all of it, whatever the seed."""
     model = Network(jr.key(seed))
-    parameters = eqx.filter(model, ps.select(model))
+    parameters = ps.trainable(model)
     return {
         "model": model,
         "average": parameters,

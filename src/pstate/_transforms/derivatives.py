@@ -282,7 +282,7 @@ class Jvp(Statement, Derivative):
                 "that is differentiated is expected, each with the argument's tree, and None where "
                 f"nothing is differentiated; got {jtu.tree_structure(tuple(self.tangents))} for "
                 f"{jtu.tree_structure(wrt.trees(range(len(wrt.leaves))))}. Write tangents = "
-                "(jax.tree.map(jnp.ones_like, eqx.filter(model, ps.select(model))),), and count further "
+                "(jax.tree.map(jnp.ones_like, ps.trainable(model)),), and count further "
                 "arguments in argnums."
             ) from None
         numbers = (bool, int, float, complex)

@@ -59,12 +59,51 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
         >>> ps.select({"w": ps.ParamState(jnp.ones(2)), "n": ps.State(0)})["w"].value
         True
     """
-    predicate = to_predicate(filter)
+    return _mask_of(tree, filter, "filter={!r} of ps.select")
 
+
+@public
+def trainable(tree: PyTree, wrt: Filter = Trainable) -> PyTree:
+    """What an optimiser looks after: the tree with its parameters, and `None` for everything else.
+
+    It has the structure of the gradient that `ps.grad(..., wrt=wrt)` gives for the tree, which is what
+    Optax needs: `optim.init(ps.trainable(model))`, and `optim.update(grads, opt_state,
+    ps.trainable(model))` where an optimiser wants the parameters in each step. `eqx.is_inexact_array`
+    would select running statistics and hidden states as well, and train them.
+
+    **Arguments:**
+
+    - `tree`: any pytree; packed, it stays packed.
+    - `wrt`: a filter, as `grad` takes it; by default every `ParamState`, and inexact arrays outside
+        states.
+
+    **Returns:** `tree`, with `None` for each leaf that `wrt` does not select; a state without its
+    value is empty. `eqx.combine(parameters, tree)` puts them back. A filter that names something and
+    selects nothing warns (`UnmatchedFilterWarning`).
+
+    !!! example
+
+        >>> import jax.numpy as jnp
+        >>> import pstate as ps
+        >>> model = {"w": ps.ParamState(jnp.ones(2)), "b": jnp.ones(2), "mean": ps.BatchState(0.0)}
+        >>> ps.trainable(model)
+        {'b': Array([1., 1.], dtype=float32), 'mean': BatchState(), 'w': ParamState(f32[2])}
+    """
+    # Leaf by leaf, and not by `eqx.filter`, so that a packed tree keeps its form.
+    mask = jtu.tree_leaves(_mask_of(tree, wrt, "wrt={!r} of ps.trainable"))
+    leaves, treedef = jtu.tree_flatten(tree)
+    return treedef.unflatten(
+        [leaf if is_one else None for leaf, is_one in zip(leaves, mask, strict=True)]
+    )
+
+
+def _mask_of(tree: PyTree, filter: Filter, told: str) -> PyTree:  # noqa: A002
+    """The mask of a filter; `told` is what a warning calls the filter."""
+    predicate = to_predicate(filter)
     leaves, treedef = leaves_of(tree)
     chosen = [isinstance(i.leaf, (State, *ARRAYS)) and bool(predicate(i.path, i.leaf)) for i in leaves]
     if not any(chosen):
-        warn_of_unmatched(predicate, f"filter={predicate!r} of ps.select", (i.leaf for i in leaves))
+        warn_of_unmatched(predicate, told.format(predicate), (i.leaf for i in leaves))
     # A mask is a tree of states like any other, but it holds Python booleans, so that reading one
     # through `.value` shows them as they are.
     return treedef.unflatten(

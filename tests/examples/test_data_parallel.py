@@ -203,8 +203,8 @@ def test_killed_and_resumed_elsewhere(whole, tmp_path):
         assert command.wait(100) == 1
     err = printed(tmp_path, "err")
     assert "process 1 of 2: SIGKILL\n" in err
-    # The other one got an exception of the collective, or JAX aborted it. Where it was stuck, its devices
-    # waiting for each other, the command has ended it.
+    # The other one got an exception of the collective, or JAX aborted it. Where its devices were stuck,
+    # and waited for each other, the command has ended it.
     how = "exit status 1|SIGABRT|ended by this command, .*"
     found = re.findall(f"^process 0 of 2: ({how})$", err, re.M)
     assert len(found) == 1

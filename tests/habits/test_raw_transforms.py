@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import pstate as ps
 
@@ -23,6 +24,7 @@ def total(m: Any, x: Any) -> Any:
 
 
 ONE_DEVICE = jax.devices()[:1]
+MESH = jax.make_mesh((1,), ("data",), devices=ONE_DEVICE, axis_types=(jax.sharding.AxisType.Auto,))
 
 #: How a user's function of `x` is run; the name in the message; what the advised line needs besides.
 RAW: dict[str, tuple[Callable[[Any], Any], str, dict[str, Any]]] = {
@@ -34,6 +36,11 @@ RAW: dict[str, tuple[Callable[[Any], Any], str, dict[str, Any]]] = {
         lambda g: jax.pmap(g, devices=ONE_DEVICE)(jnp.ones((1, 3))),
         "jax.pmap",
         {"x": jnp.ones((1, 3))},
+    ),
+    "shard_map": (
+        lambda g: jax.shard_map(g, mesh=MESH, in_specs=P("data"), out_specs=P("data"))(jnp.ones(3)),
+        "jax.shard_map",
+        {"mesh": MESH, "P": P, "g": lambda m, x: total(m, x)[None]},
     ),
     "checkpoint": (lambda g: jax.checkpoint(g)(jnp.ones(3)), "jax.checkpoint", {}),
     "filter_checkpoint": (

@@ -23,6 +23,7 @@ class Raw(NamedTuple):
 
 
 _MAPPED = "out = ps.{name}({fn}{axes})({arguments})"
+_SHARDS = "out = ps.shard_map2({fn}, mesh=mesh, in_specs={specs}, out_specs=P('data'))({arguments})"
 _PLAIN = "out = ps.{name}({fn})({arguments})"
 _VJP = "f = ps.custom_vjp(f)\n    f.defvjp(fwd, bwd)"
 _JVP = "f = ps.custom_jvp(f)\n    f.defjvp(jvp)"
@@ -37,6 +38,7 @@ _TRANSFORMS = {
     "_cpp_pmap": Raw("jax.pmap", _MAPPED.replace("{name}", "pmap2")),
     "pmap": Raw("jax.pmap", _MAPPED.replace("{name}", "pmap2")),  # since JAX 0.8
     "_PmapWrapper": Raw("eqx.filter_pmap", _MAPPED.replace("{name}", "pmap2")),
+    "_shard_map": Raw("jax.shard_map", _SHARDS),
     "checkpoint": Raw("jax.checkpoint", _PLAIN.replace("{name}", "checkpoint")),
     "_CheckpointWrapper": Raw("eqx.filter_checkpoint", _PLAIN.replace("{name}", "checkpoint")),
     "grad": Raw("jax.grad", _GRADIENT.replace("{name}", "grad")),
@@ -92,16 +94,20 @@ class Running(NamedTuple):
         names = self.code.co_varnames[: self.code.co_argcount]
         if self._is_method:
             arguments, axes, bound = list(names[1:]), "", self.function
+            specs = "P('data')"
         else:
             arguments = [root, *(name for name in names if name != root)]
             each = ["None", *["0"] * (len(arguments) - 1)]
             axes = f", in_axes=({', '.join(each)}{',' if len(each) == 1 else ''})"
+            cut = ["P('data')"] * (len(arguments) - 1)
+            specs = f"({', '.join(['P()', *cut])}{'' if cut else ','})"
             bound = f"ft.partial({self.function}, {root})"
         return self.transform.line.format(
             fn=self.function,
             bound=bound,
             arguments=", ".join(arguments),
             axes=axes,
+            specs=specs,
             last=max(len(arguments) - 1, 0),
         )
 

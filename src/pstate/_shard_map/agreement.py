@@ -2,21 +2,16 @@
 
 A value differs along a mesh axis where it was computed from something that does, or from the place
 along that axis; a reduction over the axis makes it the same again. `flow` follows that through the
-equations of a program, once, and never says "the same" of what may differ. It knows few
-primitives, and takes the rest for the worst; so where it would have a value refused, `by_batching`
-looks again, with the rules of `jax.vmap`, which know all of them and take half the time of a
-trace. They are not asked where values move between shards: of one that is the same in all, `jax.vmap`
-moves nothing, and a shard to which nothing is sent gets zeros.
+equations of a program, once, and never says "the same" of what may differ. It knows what holds other
+programs, and takes the rest for the worst. The rules of `jax.vmap` are not asked: they say what becomes
+of lanes, and a rule of the user's, a callback, or `unvmap_any` of Equinox, may give all lanes one value
+where each shard has its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
-
-from .._mapping.probes import which_differ
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
 Axes = frozenset[str]
@@ -41,25 +36,8 @@ _CALLS = frozenset(
 )
 #: Collectives whose result is the same in all shards along their axes.
 _REDUCTIONS = frozenset({"all_gather", "pmax", "pmin", "psum"})
-
-
-def may_differ(
-    jaxpr: Jaxpr, inputs: Sequence[Axes], sizes: Mapping[str, int], allowed: Sequence[Axes]
-) -> list[Axes]:
-    """For each output of a program the mesh axes over which it may differ.
-
-    `inputs` says it of the inputs, and `sizes` has the size of each mesh axis. Where an output differs
-    over more axes than are `allowed`, that was looked at twice.
-    """
-    names = frozenset(sizes)
-    found = flow(jaxpr, inputs, names)
-    if all(axes <= fine for axes, fine in zip(found, allowed, strict=True)) or _moves(jaxpr, names):
-        return found
-    try:
-        exactly = by_batching(jaxpr, inputs, sizes)
-    except Exception:  # what cannot be mapped, such as groups of shards, is taken for the worst
-        return found
-    return [a & b for a, b in zip(found, exactly, strict=True)]
+#: What gives other numbers on each device, and says nothing of it.
+_IMPURE = frozenset({"rng_uniform"})
 
 
 def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
@@ -78,7 +56,7 @@ def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
 def _through(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
     """What an equation makes of the axes over which its inputs differ."""
     name, params, n = eqn.primitive.name, eqn.params, len(eqn.outvars)
-    if not params and not eqn.effects:  # most of all: `add` and its like
+    if n == 1 and not params and not eqn.effects:  # most of all: `add` and its like
         return [_union(ins)] * n
     inside = [one for value in params.values() for one in _programs_in(value)]
     if name in _CALLS and len(inside) == 1 and len(inside[0].invars) == len(ins):
@@ -88,8 +66,12 @@ def _through(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
         return [ins[0].union(*each) for each in zip(*of_branches, strict=True)]
     if name == "while":
         return _through_while(params, ins, names)
-    if name == "scan" and "num_consts" in params:
-        return _through_scan(params, ins, names)
+    if name == "scan":
+        return _through_scan(eqn, ins, names)
+    if name == "custom_linear_solve":
+        return _through_linear_solve(params, ins, names)
+    if name == "optimization_barrier":
+        return ins
     if inside:
         return [_union(ins) | (names if any(_mentions(one, names) for one in inside) else _NONE)] * n
     if _is_impure(eqn):
@@ -113,15 +95,32 @@ def _through_while(params: Mapping[str, Any], ins: list[Axes], names: Axes) -> l
         carry = new
 
 
-def _through_scan(params: Mapping[str, Any], ins: list[Axes], names: Axes) -> list[Axes]:
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+def _through_scan(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
+    (body,) = _programs_in(eqn.params["jaxpr"])
+    # Counted, since how the parameters say it depends on JAX: what is scanned, and what each step
+    # gives, has an axis less inside; the rest has the same.
+    n_carry = sum(map(_same_ndim, eqn.outvars, body.outvars))
+    n_xs = len(ins) - sum(map(_same_ndim, eqn.invars, body.invars))
+    n_consts = len(ins) - n_carry - n_xs
     consts, carry, xs = ins[:n_consts], ins[n_consts : n_consts + n_carry], ins[n_consts + n_carry :]
     while True:
-        outs = flow(params["jaxpr"].jaxpr, [*consts, *carry, *xs], names)
+        outs = flow(body, [*consts, *carry, *xs], names)
         new = [old | one for old, one in zip(carry, outs[:n_carry], strict=True)]
         if new == carry:
             return [*carry, *outs[n_carry:]]
         carry = new
+
+
+def _same_ndim(outside: Any, inside: Any) -> bool:
+    return len(outside.aval.shape) == len(inside.aval.shape)
+
+
+def _through_linear_solve(params: Mapping[str, Any], ins: list[Axes], names: Axes) -> list[Axes]:
+    lengths = params["const_lengths"]
+    (solve,) = _programs_in(params["jaxprs"].solve)
+    start = lengths.matvec + lengths.vecmat
+    consts, given = ins[start : start + lengths.solve], ins[sum(lengths) :]
+    return flow(solve, [*consts, *given], names)
 
 
 def _mentions(jaxpr: Jaxpr, names: Axes) -> bool:
@@ -135,21 +134,10 @@ def _mentions(jaxpr: Jaxpr, names: Axes) -> bool:
     return False
 
 
-def _moves(jaxpr: Jaxpr, names: Axes) -> bool:
-    """Whether a program has collectives that `jax.vmap` does not take for what they are."""
-    for eqn in jaxpr.eqns:
-        inside = [one for value in eqn.params.values() for one in _programs_in(value)]
-        if any(_moves(one, names) for one in inside):
-            return True
-        known = inside or eqn.primitive.name in _REDUCTIONS | {"axis_index"}
-        if not known and not names.isdisjoint(_tokens(eqn.params.values())):
-            return True
-    return False
-
-
 def _is_impure(eqn: Any) -> bool:
     """Whether an equation does more than compute, such as a callback or a reference to memory."""
-    return any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects)
+    noted = any(type(effect).__name__ != "NamedAxisEffect" for effect in eqn.effects)
+    return noted or eqn.primitive.name in _IMPURE
 
 
 def _programs_in(value: Any) -> Iterator[Jaxpr]:
@@ -173,35 +161,3 @@ def _tokens(values: Iterable[Any]) -> Iterator[str]:
 
 def _union(axes: Sequence[Axes]) -> Axes:
     return axes[0] if len(axes) == 1 else _NONE.union(*axes)
-
-
-def by_batching(jaxpr: Jaxpr, inputs: Sequence[Axes], sizes: Mapping[str, int]) -> list[Axes]:
-    """The same by the rules of `jax.vmap`: every mesh axis is an axis that is mapped.
-
-    `sizes` has the size of each mesh axis. Nothing is computed.
-
-    **Raises:** what JAX raises for a program that it cannot map.
-    """
-    run = jaxpr_as_fun(ClosedJaxpr(jaxpr, []))
-    found: list[set[str]] = [set() for _ in jaxpr.outvars]
-    for asked in sizes:
-        order = [*(name for name in sizes if name != asked), asked]  # the last is the innermost
-        differ: list[bool] = []
-
-        def probe(reference: Any, *values: Any, differ: list[bool] = differ) -> Any:
-            differ.extend(which_differ(reference, run(*values)))
-            return reference
-
-        mapped: Any = probe
-        for name in reversed(order):
-            in_axes = (0 if name == asked else None, *[0 if name in axes else None for axes in inputs])
-            mapped = jax.vmap(mapped, in_axes=in_axes, axis_name=name, axis_size=sizes[name])
-        avals: list[Any] = [v.aval for v in jaxpr.invars]
-        stacked = [
-            jax.ShapeDtypeStruct((*(sizes[n] for n in order if n in axes), *aval.shape), aval.dtype)
-            for axes, aval in zip(inputs, avals, strict=True)
-        ]
-        jax.eval_shape(mapped, jax.ShapeDtypeStruct((sizes[asked],), jnp.int32), *stacked)
-        for axes, differs in zip(found, differ, strict=True):
-            axes |= {asked} if differs else set()
-    return list(map(frozenset, found))

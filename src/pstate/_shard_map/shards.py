@@ -32,7 +32,7 @@ from .._states.state import State
 from .._states.threads import local
 from .._trees.leaves import operand_mask
 from .._trees.unmatched import unmatched_message
-from .agreement import Axes, may_differ
+from .agreement import Axes, flow
 from .explaining import rows_of
 from .leaving import ShardOutputs
 from .options import SAME, ShardOptions, SpecRule, axes_of, trimmed
@@ -93,6 +93,11 @@ class ShardProgram(Donation):
                 f"{self.described.fn} is called in the body of another mapping over shards, which takes "
                 f"all axes of the mesh, {mesh.axis_names}. Leave one to it, by axis_names= in the outer "
                 "mapping; or map over lanes: ps.vmap2."
+            )
+        if not all(isinstance(name, str) for name in free):
+            raise TypeError(
+                f"The mesh axes of {self.described.fn} are {free}, and ps.shard_map2 follows axes by "
+                "names that are strings. Make the mesh with these: jax.make_mesh((4,), ('data',))."
             )
         return mesh, tuple(name for name in free if not names or name in names)
 
@@ -212,16 +217,10 @@ class Shards(Lanes):
 
     def _differ(self, inside: Any, specs: Sequence[PartitionSpec]) -> list[Axes]:
         """Over which mesh axes each array that leaves may differ."""
-        assert self.outputs is not None
-        leaving = self.outputs.all_leaving()
         n_constants = len(inside.invars) - len(specs)  # what the body closes over comes first
         inputs = [frozenset()] * n_constants + [frozenset(names_in(spec)) for spec in specs]
-        sizes = {name: self.plan.mesh.shape[name] for name in self.plan.manual}
         order = self._order_of_groups()
-        allowed = [frozenset(sizes)] * len(inside.outvars)  # the keys that remain are the same in all
-        for at, leaf in zip(self.leaving_at, leaving, strict=True):
-            allowed[order[at]] = frozenset(names_in(leaf.spec))
-        found = may_differ(inside, inputs, sizes, allowed)
+        found = flow(inside, inputs, frozenset(self.plan.manual))
         return [found[order[at]] for at in self.leaving_at]
 
     def _order_of_groups(self) -> dict[tuple[int, int], int]:

@@ -13,6 +13,7 @@ from habits.table import KEPT, UNSEEN, X, habit, refused, twice
 from habits.ways import (
     BARE,
     CONCRETE,
+    CUSTOM,
     EAGER,
     SINGLE,
     gained,
@@ -203,7 +204,7 @@ def writing_what_was_kept(way, model):
     "a live model, kept from a step, in another call",
     # JAX's own is a TypeError too, and the oldest says in pmap that a tracer is no argument.
     refused("unexpected tracer|another JAX trace|'Traced<", TypeError, ps.TraceScopeError),
-    but={BARE: KEPT},
+    but={BARE: KEPT, CUSTOM: KEPT},
     twin=lambda by_hand, values: [
         by_hand(step_by_hand)(values, X),
         by_hand(step_by_hand)(by_hand(step_by_hand)(values, X)[1], X),

@@ -25,6 +25,7 @@ from habits.table import (
 from habits.ways import (
     CHECKPOINT,
     COMPILED,
+    CUSTOM,
     LIFTED,
     PACKED,
     RECORD,
@@ -161,7 +162,7 @@ def reading_a_threaded_state(way, model):
 @habit(
     "Closures",
     "reading the original, in a step that gets its live copy",
-    but={COMPILED | CHECKPOINT: STALE, REMEMBERED: WATCHED},
+    but={COMPILED | CHECKPOINT: STALE, CUSTOM: STALE, REMEMBERED: WATCHED},
     twin=by_hand(lambda y, values: y + values["count"]),
 )
 def reading_the_original(way, model):
@@ -210,7 +211,7 @@ def drawing_from_another_state(way, model):
     "Closures",
     "writing the live model outside, in a transform that does not get the state",
     refused(r"`model\.count` \(ShortTermState\) was written under a JAX trace", ps.TraceScopeError),
-    ways=LIFTED,
+    ways=[name for name in LIFTED if name not in CUSTOM.ways],
 )
 def writing_a_live_state(way, model):
     def outside(model, x):

@@ -256,18 +256,23 @@ RECORD = _group("in `ps.record`", "record")
 PACKED = _group("in a packed tree", "packed")
 BARE = _group("at the border alone", "pure record")
 CHECKPOINT = _group("in `checkpoint`", "checkpoint checkpoint-vmap2")
+#: Where nothing is differentiated the function runs as it is.
+CUSTOM = _group("in `custom_vjp` and `custom_jvp`", "custom_vjp custom_jvp")
 #: The step runs on the very arrays that came in.
 CONCRETE = _group(
-    "at the border alone and in derivatives",
-    "pure record value_and_grad jacfwd grad jacrev hessian vjp jvp",
+    "at the border alone, in derivatives, in `custom_vjp` and `custom_jvp`",
+    "pure record value_and_grad jacfwd grad jacrev hessian vjp jvp custom_vjp custom_jvp",
 )
 #: The step runs on each call.
 EAGER = Group(
-    "at the border alone, in derivatives and in `checkpoint`",
+    "at the border alone, in derivatives, in `custom_vjp`, `custom_jvp` and `checkpoint`",
     CONCRETE.ways | CHECKPOINT.ways | {"grad-scan"},
 )
 #: The step is compiled for certain, so that nothing may be baked in.
-COMPILED = _group("in `jit` and `pmap2`, with packed trees", "jit pmap2 packed jit-vmap2 while_loop-jit")
+COMPILED = _group(
+    "in `jit`, `pmap2` and `shard_map2`, with packed trees",
+    "jit pmap2 shard_map2 packed jit-vmap2 while_loop-jit",
+)
 #: An eager call is compiled if it can be.
 REMEMBERED = Group("in eager mappings, loops and branches", frozenset(WAYS) - EAGER.ways - COMPILED.ways)
 

@@ -59,7 +59,7 @@ def axes_by_leaf(model: Any, xs: Any) -> Any:
 
 def noise(rng: Any, x: Any) -> Any:
     tick()
-    return x + rng.normal(size=(2,), dtype=jnp.float16), rng.integers(0, 9, dtype=jnp.int16)
+    return x, rng.normal(size=(2,), dtype=jnp.float16), rng.integers(0, 9, dtype=jnp.int16)
 
 
 @case(
@@ -73,6 +73,6 @@ def draws_of_types(rng: Any, xs: Any) -> Any:
         key, first = jr.split(key)
         _, second = jr.split(key)
         drawn = jnp.float16(0.0) + jnp.float16(1.0) * jr.normal(first, (2,), jnp.float16)
-        return x + drawn, jr.randint(second, (), 0, 9, jnp.int16)
+        return x, drawn, jr.randint(second, (), 0, 9, jnp.int16)
 
     return jax.vmap(lane)(keys[1:], xs), ps.RandomState(keys[0])

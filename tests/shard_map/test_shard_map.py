@@ -286,7 +286,7 @@ def test_draws_are_those_of_lanes(make: Any, kind: str):
 
 
 def test_draws_over_two_axes():
-    """A key for each place along the axes that `in_specs` name, those of the mesh in order."""
+    """A key for each place along the axes that `in_specs` name, in that order."""
     expected, _ = draws_of_lanes(ps.RandomState(3), 4)
     both = ps.shard_map2(
         lambda rng, _: rng.normal(size=3)[None, None],
@@ -296,6 +296,10 @@ def test_draws_over_two_axes():
     )
     ys, _ = ps.pure(both)(ps.RandomState(3), jnp.ones((2, 2)))
     np.testing.assert_array_equal(ys.reshape(4, 3), expected)
+    turned = P(("model", "data"))
+    as_named = ps.shard_map2(draw, mesh=mesh(2, 2), in_specs=(P(), turned), out_specs=turned)
+    ys, _ = ps.pure(as_named)(ps.RandomState(3), jnp.ones(4))
+    np.testing.assert_array_equal(ys, expected)
     # Shards at the same place along `data` share a key, so that what they draw is the same.
     one = ps.shard_map2(draw, mesh=mesh(2, 2), in_specs=(P(), P("data")), out_specs=P("data"))
     ys, _ = ps.pure(one)(ps.RandomState(3), jnp.ones(2))

@@ -169,10 +169,12 @@ def axis_names_that_the_mesh_lacks():
     np.testing.assert_array_equal(over(f, **option(text, "axis_names", 2))(tree(), X), X)
 
 
-@case(ValueError, "names the axis 'model'")
+@case(ValueError, "names the mesh axis 'model'", "goes over ('data',) alone")
 def an_axis_that_is_not_mapped():
     f = lambda t, x: x
-    yield lambda: over(f, mesh=mesh(2, 2), axis_names="data", in_specs=(P(), P("model")))(tree(), X)
+    go = ft.partial(over, f, mesh=mesh(2, 2), in_specs=(P(), P("model")), out_specs=P("model"))
+    text = yield lambda: go(axis_names="data")(tree(), X)
+    np.testing.assert_array_equal(go(**option(text, "axis_names"))(tree(), X), X)
 
 
 @case(ValueError, "is called in the body of another mapping over shards, which takes all axes")

@@ -83,8 +83,8 @@ def plan_shards(
     there is not; `BatchAxisError` for an array that cannot be cut as its spec says.
     """
     by_argument = _spread_in_specs(signature, options.in_specs, described, leaves)
-    named = {name for spec in by_argument for name in names_in(spec)}
-    union = tuple(name for name in manual if name in named)
+    # In the order in which they are named, which is that of the lanes that the blocks are.
+    union = tuple(dict.fromkeys(name for spec in by_argument for name in names_in(spec)))
     inputs = [
         ShardInput(spec, f"in_specs={as_code(spec)}") if array else ShardInput(SAME, "no array")
         for spec, array in zip(by_argument, is_array, strict=True)
@@ -105,7 +105,7 @@ def plan_shards(
         if not given.spec:
             continue
         place = signature.place(signature.layout.key_path_of_leaf[i], described.names)
-        check_spec(given.spec, manual, f"{given.reason} for `{place}`")
+        check_manual(given.spec, manual, mesh, f"{given.reason} for `{place}`")
         check_divides(leaves[i].shape, given.spec, mesh, f"`{place}` ({given.reason})")
     return ShardPlan(tuple(inputs), mesh, manual, empty)
 
@@ -135,6 +135,20 @@ def _of_state(
     if issubclass(slot.kind, NonBatchState):
         return ShardInput(SAME, "NonBatchState")
     return None
+
+
+def check_manual(spec: PartitionSpec, manual: Sequence[str], mesh: Any, where: str) -> None:
+    """Raise where a spec names a mesh axis over which a mapping does not go.
+
+    **Raises:** `ValueError`.
+    """
+    left = [name for name in names_in(spec) if name not in manual and name in mesh.axis_names]
+    if left:
+        raise ValueError(
+            f"{where} names the mesh axis {left[0]!r}, and this mapping goes over {tuple(manual)} "
+            f"alone. Leave it out of the spec, or map over it too: axis_names={(*manual, left[0])}."
+        )
+    check_spec(spec, mesh, where)
 
 
 # `in_specs` and `out_specs`, prefixes of trees ------------------------------------------------------

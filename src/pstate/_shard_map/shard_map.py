@@ -82,13 +82,13 @@ class ShardMapped(Jit):
             >>> double = lambda s, x: s.value * x
             >>> mapped = ps.shard_map2(double, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
             >>> print(mapped.explain(ps.ParamState(1.0), jnp.ones(8)))
-            ps.shard_map2(double, mesh=mesh, in_specs=(P(), P('data')), out_specs=P('data')), 4
-            shards place  kind        per shard  in         use   out  because
-            ------------------------------------------------------------------------- s
-            ParamState  f32[]      P()        read  P()  in_specs=P() x      array       f32[2]
-            P('data')             in_specs=P('data')
-            ------------------------------------------------------------------------- 32 bytes
-            mapped, 4 bytes broadcast
+            ps.shard_map2(f, mesh=mesh, in_specs=(P(), P('data')), out_specs=P('data')), 4 shards
+            place  kind        per shard  in         use   out  because
+            ----------------------------------------------------------------------
+            s      ParamState  f32[]      P()        read  P()  in_specs=P()
+            x      array       f32[2]     P('data')             in_specs=P('data')
+            ----------------------------------------------------------------------
+            32 bytes mapped, 4 bytes broadcast
         """
         call = self._take_apart(args, kwargs)
         program = self._program(call)
@@ -126,12 +126,13 @@ def shard_map2(
 
     A state goes in by the first filter of `state_in_specs` that matches; else a `RandomState` with
     one key, or with keys that the shards share, is split, a key of each per shard, over the mesh
-    axes that `in_specs` name (or those of its rule); else a `NonBatchState` is the same in all
-    shards; else by its argument's `in_specs`. The draws are those of `vmap2` over as many lanes,
-    bit for bit; shards at the same place along the axes that are named share a key. The states of
-    a bound module are the same in all shards unless a filter says otherwise. A written state comes
-    back by the first filter of `state_out_specs` that matches; else by the spec that it came in
-    by. An unwritten state comes back as it went in.
+    axes that `in_specs` name, in that order (or those of its rule); else a `NonBatchState` is the
+    same in all shards; else by its argument's `in_specs`. The draws are those of `vmap2` over as
+    many lanes, bit for bit (but not with `"rbg"` keys, with which `jax.vmap` draws other bits);
+    shards at the same place along the axes that are named share a key. The states of a bound
+    module are the same in all shards unless a filter says otherwise. A written state comes back by
+    the first filter of `state_out_specs` that matches; else by the spec that it came in by. An
+    unwritten state comes back as it went in.
 
     **Arguments:**
 

@@ -25,7 +25,7 @@ from .._mapping.lanes import Lanes, Meta, ordered
 from .._mapping.replay import forget_values
 from .._programs.donation import Donation
 from .._sharding.meshes import current_mesh
-from .._sharding.specs import check_spec, names_in
+from .._sharding.specs import names_in
 from .._states.deferred import ForeignReadError
 from .._states.keys import is_typed_key, split_for_lanes
 from .._states.state import State
@@ -36,7 +36,7 @@ from .agreement import Axes, flow
 from .explaining import rows_of
 from .leaving import ShardOutputs
 from .options import SAME, ShardOptions, SpecRule, axes_of, trimmed
-from .plan import ShardPlan, plan_shards
+from .plan import ShardPlan, check_manual, plan_shards
 
 
 @dataclasses.dataclass(eq=False)
@@ -101,16 +101,16 @@ class ShardProgram(Donation):
             )
         return mesh, tuple(name for name in free if not names or name in names)
 
-    def declared_specs(self, manual: tuple[str, ...]) -> list[PartitionSpec]:
+    def declared_specs(self, plan: ShardPlan) -> list[PartitionSpec]:
         """The specs by which the options let something leave.
 
-        **Raises:** `ValueError` where one names an axis that is not among the `manual` ones.
+        **Raises:** `ValueError` where one names a mesh axis over which the mapping does not go.
         """
         out = list(map(trimmed, jtu.tree_leaves(self.options.out_specs)))
         rules = [rule.spec for rule in self.options.rules_out]
         for option, specs in (("out_specs", out), ("state_out_specs", rules)):
             for spec in specs:
-                check_spec(spec, manual, f"{option} of {self.described.fn}")
+                check_manual(spec, plan.manual, plan.mesh, f"{option} of {self.described.fn}")
         return [*out, *rules]
 
     def unmatched(self, leaves: Sequence[Any], made: Sequence[tuple[Path, State]]) -> list[str]:
@@ -190,7 +190,7 @@ class Shards(Lanes):
 
     def _possible_specs(self) -> list[PartitionSpec]:
         """Every spec by which something may leave, once each."""
-        declared = self.program.declared_specs(self.plan.manual)
+        declared = self.program.declared_specs(self.plan)
         came = [given.spec for given in (*self.plan.leaves, *self.plan.empty.values())]
         return list(dict.fromkeys([SAME, *declared, *came]))
 

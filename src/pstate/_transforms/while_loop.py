@@ -144,7 +144,9 @@ def while_loop(
         >>> n, model = ps.pure(run)({"n": ps.State(3)})
         >>> n.item()
         192
-        >>> ps.grad(run, wrt=ps.State)({"n": ps.State(3.0)}, max_steps=10)["n"].value.item()
+        >>> gradient = ps.pure(ps.grad(run, wrt=ps.State))
+        >>> slope, model = gradient({"n": ps.State(3.0)}, max_steps=10)
+        >>> slope["n"].value.item()
         64.0
     """
     bounds = None

@@ -185,6 +185,7 @@ def test_two_processes_agree_with_one(whole, tmp_path):
     assert len(re.findall(r"0/15 \[00:00", printed(tmp_path, "err"))) == 1
 
 
+@pytest.mark.once
 def test_killed_and_resumed_elsewhere(whole, tmp_path):
     """One of two processes is killed. The other ends soon, and one process, with other devices, goes on.
 

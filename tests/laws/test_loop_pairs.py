@@ -42,6 +42,7 @@ def watched(outer: Using, inner: Using) -> Iterator[None]:
         yield
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("outer", "inner"), PAIRS, ids=[f"{outer.name}-{inner.name}" for outer, inner in PAIRS]
 )

@@ -67,6 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return outcome
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["orbax", "equinox"])
 def test_killed_training_goes_on_bit_for_bit(how: str, tmp_path: Path, whole: Outcome):
     """Killed from outside, and once more within a save, training ends as if nothing had happened.

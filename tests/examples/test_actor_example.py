@@ -19,6 +19,9 @@ from matplotlib.image import imread
 import pstate as ps
 
 
+pytestmark = pytest.mark.once
+
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 UPDATES, ENVIRONMENTS = 50, 24
 

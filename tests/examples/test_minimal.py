@@ -13,6 +13,9 @@ from matplotlib.image import imread
 import pstate as ps
 
 
+pytestmark = pytest.mark.once
+
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "minimal.py"
 
 

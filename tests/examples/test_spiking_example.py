@@ -17,6 +17,9 @@ from matplotlib.image import imread
 import pstate as ps
 
 
+pytestmark = pytest.mark.once
+
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DRAWS, TRIALS, MILLISECONDS = 3, 4, 300
 DRAW, TRIAL, SHORT = 1, 2, 30  # what is simulated by hand, and for how many milliseconds

@@ -154,6 +154,7 @@ def test_without_jit(case: Case):
         assert_same(case.pure()(*args, **kwargs), expected, exact=False)
 
 
+@pytest.mark.once
 @every_case
 def test_commutes_with_jit(case: Case):
     """L3: `jit(pure(f))` equals `pure(f)`, for Equinox's jit as for JAX's."""
@@ -304,6 +305,7 @@ class HalfWayError(Exception):
     """Raised by the test, in the middle of a body."""
 
 
+@pytest.mark.once
 @every_case
 def test_an_exception_half_way(case: Case, monkeypatch: pytest.MonkeyPatch):
     """L8: an exception after the first write leaves every input usable as it was."""
@@ -327,6 +329,7 @@ def test_an_exception_half_way(case: Case, monkeypatch: pytest.MonkeyPatch):
     assert_same(case.pure()(*args, **kwargs), expected, exact=False)
 
 
+@pytest.mark.once
 @every_case
 @CALLED_AGAIN
 def test_threads(case: Case):
@@ -341,6 +344,7 @@ def test_threads(case: Case):
         assert_same(result, expected)
 
 
+@pytest.mark.once
 @every_case
 def test_shapes_alone(case: Case):
     """`jax.eval_shape` and Equinox's see through `pure`, as through any function of pytrees."""

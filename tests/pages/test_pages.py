@@ -139,7 +139,15 @@ def is_shown(result: str, text: str) -> bool:
     return text == result
 
 
-@each_page
+#: Pages of other libraries, which take long.
+LONG = {"diffrax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.once] * (page.stem in LONG)) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_blocks_do_what_the_page_shows(page: Path):
     """Every python block runs, and prints, raises or warns exactly as the page says."""
     with namespace(page) as names:

@@ -192,6 +192,7 @@ def rounds(
     while played < least or (time.perf_counter() - start < seconds and played < 100):
         for name, call in calls.items():
             before = time.perf_counter()
+            result: Any = None
             for _ in range(in_a_row):
                 result = call()
             if hasattr(result, "block_until_ready"):

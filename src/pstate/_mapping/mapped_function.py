@@ -10,7 +10,7 @@ from .._programs.donation import warn_of_idle_donation
 from .._states.state import State
 from .._trees.axis_specs import Rule
 from .._trees.leaves import operand_mask
-from .._trees.unmatched import unmatched_message, with_more
+from .._trees.unmatched import unmatched_rules, with_more
 from ..filter import to_predicate
 from .options import Options
 from .plan import InPlan, plan_inputs
@@ -78,9 +78,4 @@ class MappedFunction(FlatFunction):
     def _unmatched(
         self, option: str, rules: Sequence[Rule], states: Sequence[tuple[Path, State]]
     ) -> list[str]:
-        there = [state for _, state in states]
-        return [
-            unmatched_message(f"{option}={rule} of {self.described.fn}", "call", there)
-            for rule in rules
-            if rule.wants_a_match and not any(rule.predicate(*each) for each in states)
-        ]
+        return unmatched_rules(option, self.described.fn, rules, states)

@@ -6,7 +6,7 @@ draws from it: every shard splits the key that all share, and takes its own.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from .._states.keys import is_typed_key, split_for_lanes
 from .._states.state import State
 from .._states.threads import local
 from .._trees.leaves import operand_mask
-from .._trees.unmatched import unmatched_message
+from .._trees.unmatched import unmatched_rules
 from .agreement import Axes, flow
 from .explaining import rows_of
 from .leaving import ShardOutputs
@@ -123,14 +123,9 @@ class ShardProgram(Donation):
         ]
 
     def _unmatched(
-        self, option: str, rules: Sequence[SpecRule], states: Collection[tuple[Path, State]]
+        self, option: str, rules: Sequence[SpecRule], states: Sequence[tuple[Path, State]]
     ) -> list[str]:
-        there = [state for _, state in states]
-        return [
-            unmatched_message(f"{option}={rule} of {self.described.fn}", "call", there)
-            for rule in rules
-            if rule.wants_a_match and not any(rule.predicate(*each) for each in states)
-        ]
+        return unmatched_rules(option, self.described.fn, rules, states)
 
 
 class Shards(Lanes):

@@ -1,6 +1,6 @@
 """Filters that select nothing: nearly always a typo, and so they are named."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .._ground.errors import UnmatchedFilterWarning
@@ -28,6 +28,18 @@ def unmatched_message(given: str, where: str, states: Iterable[Any]) -> str:
         f"{'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. Leave the filter out, or "
         "name one that is there."
     )
+
+
+def unmatched_rules(
+    option: str, fn: str, rules: Iterable[Any], states: Sequence[tuple[Any, State]]
+) -> list[str]:
+    """What to say of the rules of an option of `fn` that match none of `states`, each with its path."""
+    there = [state for _, state in states]
+    return [
+        unmatched_message(f"{option}={rule} of {fn}", "call", there)
+        for rule in rules
+        if rule.wants_a_match and not any(rule.predicate(*each) for each in states)
+    ]
 
 
 def with_more(error: ValueError, unmatched: list[str]) -> ValueError:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax.tree_util as jtu
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from .._calls.code import as_code
 from .._ground.exact import Exact
 from .._ground.integers import as_names
+from .._sharding.meshes import mesh_or_current
 from .._sharding.specs import names_in
 from .._trees.unmatched import names_something
 from ..filter import to_predicate
@@ -104,11 +105,8 @@ def make_options(
 
     **Raises:** `TypeError` for a mesh that is none, for specs and rules of another type.
     """
-    if mesh is not None and not isinstance(mesh, Mesh | AbstractMesh):
-        raise TypeError(
-            f"mesh is a jax.sharding.Mesh; got {mesh!r} of type {type(mesh).__name__}. Write "
-            "mesh=jax.make_mesh((jax.device_count(),), ('data',))."
-        )
+    if mesh is not None:  # otherwise it is that of the context, of each call
+        mesh = mesh_or_current(mesh, "ps.shard_map2")
     in_specs = tuple(in_specs) if isinstance(in_specs, list) else in_specs
     rules_in = _parse(state_in_specs, "state_in_specs", reducers=False)
     rules_out = _parse(state_out_specs, "state_out_specs", reducers=True)

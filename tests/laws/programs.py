@@ -40,7 +40,9 @@ def _without_unused(jaxpr: Jaxpr) -> list[Any]:
 
 def _inside(eqn: Any, unused: bool) -> tuple[Any, ...]:
     found = []
-    for param in eqn.params.values():
+    # JAX 0.12 keeps the program of a custom derivative in an object, and no longer in the parameters
+    higher = getattr(eqn.params.get("_prim"), "traced", None)
+    for param in (*eqn.params.values(), *([higher.jaxpr] if higher is not None else ())):
         for item in param if isinstance(param, tuple | list) else (param,):
             if isinstance(item, ClosedJaxpr):
                 item = item.jaxpr

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import pstate as ps
 from laws.cases import Case, tick
+from pstate._ground.versions import SHARED_OUTPUTS
 
 
 Stateful = Callable[[Any, Any], Any]
@@ -338,7 +339,7 @@ def _custom_vjp_by_hand(g: ByHand) -> ByHand:
             return 0.25 * count + y, 3 * y * x, None, 2 * y * weight + count
 
         f = jax.custom_vjp(flat)
-        f.defvjp(fwd, bwd)
+        f.defvjp(fwd, bwd, **SHARED_OUTPUTS)
         y, count, key = f(values["count"], values["weight"], values["key"], x)
         return y, {**values, "count": count, "key": key}
 

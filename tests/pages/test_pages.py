@@ -1,142 +1,27 @@
 """The pages: their code runs and prints what they show, their links lead somewhere, their lists hold.
 
-A *page* is README.md or a file of docs/. The python blocks of a page run in order, in a namespace of the
-page's own. What a block prints is what the text block right after it shows; a block without one prints
-nothing. A comment before a block says what else it does:
-
-- `<!-- raises: FrozenStateError -->`: it raises exactly this, and the text block is the message;
-- `<!-- warns: BatchAxisWarning -->`: it gives exactly one warning, and the text block is its message.
-
-Messages are shown with long lines wrapped, and with lines of code, which are indented, as they are. A
-text that ends with `...` is a part of the message.
+`blocks.py` says what a page is, and what its blocks show.
 """
 
 import ast
-import builtins
-import contextlib
-import dataclasses
 import inspect
-import io
 import re
-import sys
-import textwrap
 import types
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pstate as ps
+from pages.blocks import PAGES, blocks, examples, is_shown, name_of, namespace, run
 from pages.repository import DOCS, MODULES, ROOT, parsed
 from pstate._ground import errors as _errors
 
 
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-WIDTH = 100
-
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 # Pages as blocks ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """A fenced block. `start` is its first line of text, `before` what stands before its fence."""
-
-    language: str
-    text: str
-    start: int
-    before: str
-
-    @property
-    def mark(self) -> tuple[str, str]:
-        """What the comment before it says: `("raises", "FrozenStateError")`."""
-        found = re.fullmatch(r"(?s:.*)<!-- (raises|warns): (\w+) -->", self.before)
-        return (found[1], found[2]) if found else ("prints", "")
-
-
-def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order."""
-    found: list[Block] = []
-    before: list[str] = []
-    language, start, text = None, 0, []
-    for number, line in enumerate(page.read_text().splitlines(), 1):
-        fence = re.fullmatch(r"```(\w*)", line)
-        if fence is None:
-            (before if language is None else text).append(line)
-        elif language is None:
-            language, start, text = fence[1], number + 1, []
-        else:
-            found.append(Block(language, "\n".join(text), start, "\n".join(before).strip()))
-            language, before = None, []
-    assert language is None, f"{page.name}:{start}: the block is not closed"
-    return found
-
-
-def examples(page: Path) -> Iterator[tuple[Block, str]]:
-    """Each python block of a page with the text that is shown right after it."""
-    following = [*blocks(page)[1:], Block("", "", 0, "")]
-    for block, after in zip(blocks(page), following, strict=False):
-        if block.language == "python":
-            shown = after.language == "text" and not after.before
-            yield block, after.text if shown else ""
-
-
-@contextlib.contextmanager
-def namespace(page: Path) -> Iterator[dict[str, Any]]:
-    """A module for the page's names, which classes and functions of the page can be found in."""
-    module = types.ModuleType(f"page_{page.stem}")
-    sys.modules[module.__name__] = module
-    try:
-        yield vars(module)
-    finally:
-        del sys.modules[module.__name__]
-
-
-def run(block: Block, names: dict[str, Any], page: Path) -> str:
-    """Run a block, and give the text that the page must show after it."""
-    what, name = block.mark
-    # Blank lines in front, so that a traceback gives the line of the page.
-    code = compile("\n" * (block.start - 1) + block.text, str(page), "exec")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        if what == "raises":
-            with pytest.raises(named(name)) as caught:
-                exec(code, names)
-            assert type(caught.value) is named(name)
-            return wrapped(str(caught.value))
-        if what == "warns":
-            with warnings.catch_warnings(record=True) as given:
-                warnings.simplefilter("always")
-                exec(code, names)
-            assert [warning.category for warning in given] == [named(name)]
-            return wrapped(str(given[0].message))
-        exec(code, names)
-    return printed.getvalue().removesuffix("\n")
-
-
-def named(name: str) -> type[Exception]:
-    """An exception or warning of pstate, or of Python."""
-    return getattr(ps, name, None) or getattr(builtins, name)
-
-
-def wrapped(message: str) -> str:
-    """A message as pages show it."""
-
-    def wrap(line: str) -> str:
-        return textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-    return "\n".join(line if line.startswith("    ") else wrap(line) for line in message.splitlines())
-
-
-def is_shown(result: str, text: str) -> bool:
-    """Whether the page shows what it must."""
-    if text.endswith("...") and text != result:
-        return " ".join(text.removesuffix("...").split()) in " ".join(result.split())
-    return text == result
 
 
 #: Pages of other libraries, which take long.
@@ -145,15 +30,15 @@ LONG = {"diffrax", "optax", "orbax"}
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.once] * (page.stem in LONG)) for page in PAGES],
-    ids=lambda page: page.stem,
+    [pytest.param(page, marks=[pytest.mark.once] * (name_of(page) in LONG)) for page in PAGES],
+    ids=name_of,
 )
 def test_blocks_do_what_the_page_shows(page: Path):
     """Every python block runs, and prints, raises or warns exactly as the page says."""
     with namespace(page) as names:
         for block, text in examples(page):
             result = run(block, names, page)
-            assert is_shown(result, text), f"{page.name}:{block.start}: got\n{result}"
+            assert is_shown(result, text), f"{name_of(page)}:{block.start}: got\n{result}"
 
 
 @each_page
@@ -161,7 +46,14 @@ def test_every_text_is_an_output(page: Path):
     """No text block stands alone: what a page shows as printed is compared with what is printed."""
     for block, before in zip(blocks(page)[1:], blocks(page), strict=False):
         attached = before.language == "python" and not block.before
-        assert block.language != "text" or attached, f"{page.name}:{block.start}"
+        assert block.language != "text" or attached, f"{name_of(page)}:{block.start}"
+
+
+def test_pages_have_names_of_their_own():
+    """Pages of folders are found as well, and no two pages, in whatever folders, have one name."""
+    names = [name_of(page) for page in PAGES]
+    assert len(set(names)) == len(names)
+    assert {"README", "errors"} <= set(names)
 
 
 def test_blocks_are_told_apart(tmp_path: Path):
@@ -202,8 +94,9 @@ def test_links_lead_somewhere(page: Path):
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
-        assert target.exists(), f"{page.name}: {link}"
-        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+        assert target.is_relative_to(ROOT), f"{name_of(page)}: {link}"
+        assert target.exists(), f"{name_of(page)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{name_of(page)}: {link}"
 
 
 def exists(name: str) -> bool:

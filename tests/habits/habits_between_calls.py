@@ -43,7 +43,7 @@ def rebinding_a_global(way, model):
     return [first, f(model, X)]
 
 
-@habit("Rebinding", "a global name of a helper, in a module of its own", twin=scaled)
+@habit("Rebinding", "a global name of a helper in another module", twin=scaled)
 def rebinding_a_helpers_global(way, model):
     f = way.call(lambda model, x: gained(step(model, x)))
     ways.gain = 1.0
@@ -52,7 +52,7 @@ def rebinding_a_helpers_global(way, model):
     return [first, f(model, X)]
 
 
-@habit("Rebinding", "a name of the enclosing function, a default", twin=scaled)
+@habit("Rebinding", "a name of the enclosing function, or a default", twin=scaled)
 def rebinding_a_closure(way, model):
     net = types.SimpleNamespace(gain=1.0)
 
@@ -66,7 +66,7 @@ def rebinding_a_closure(way, model):
     return [first, f(model, X)]
 
 
-@habit("Rebinding", "a field of the model that is no array, by a new model", twin=scaled, ways=SINGLE)
+@habit("Rebinding", "a non-array field of the model, by making a new model", twin=scaled, ways=SINGLE)
 def rebinding_a_field(way, model):
     f = way.call(lambda model, x: model.activation(step(model, x)))
     models = [dataclasses.replace(model, activation=a) for a in (lambda y: y, lambda y: 3.0 * y)]
@@ -86,7 +86,7 @@ def changing(by_hand, values):
 
 
 @habit(
-    "Changing what is captured",
+    "Changing captured objects",
     "an item of a dict, an element of a NumPy array, an attribute of an object or a module",
     UNSEEN,
     but={EAGER: KEPT},
@@ -101,7 +101,7 @@ def changing_in_place(way, model):
 
 
 @habit(
-    "Changing what is captured",
+    "Changing captured objects",
     "a method of the model's class",
     UNSEEN,
     but={EAGER: KEPT},
@@ -119,8 +119,8 @@ def changing_a_class(way, model):
 
 
 @habit(
-    "Changing what is captured",
-    "the NumPy array that a state was made of, or that was written",
+    "Changing captured objects",
+    "the NumPy array that a state was made from, or that was written to it",
     twin=twice,
 )
 def changing_what_a_state_was_made_of(way, model):
@@ -147,7 +147,7 @@ LEAKED = refused("unexpected tracer", jax.errors.UnexpectedTracerError)
 ENDED = refused(r"was written after .* ended, so nothing would record it", ps.FrozenStateError)
 
 
-@habit("Using again", "the original, after a call", twin=twice)
+@habit("Using again", "the original model, after a call", twin=twice)
 def calling_the_original_again(way, model):
     f = way.call(lambda model, x: step(model, x))
     return [f(model, X), f(model, X)]
@@ -155,7 +155,7 @@ def calling_the_original_again(way, model):
 
 @habit(
     "Using again",
-    "what a call gave up: `donate` of a state that it writes",
+    "a buffer that a call gave up: `donate` of a state that it writes",
     refused("was donated to an earlier call", ps.StateError),
     ways=("jit", "packed", "jit-vmap2"),
 )

@@ -57,7 +57,7 @@ EDITED = refused(r"The (list|dict) `mod\w+\.(log|table)` was edited in place", p
 
 @habit_of_a_step(
     "Editing in place",
-    "`model.log.append(x)`, a list of the tree",
+    "`model.log.append(x)`, a list in the tree",
     EDITED,
     but={RECORD: KEPT},
     holds=lambda model: len(model.log) == 2,
@@ -69,7 +69,7 @@ def appending_to_a_list(model, x):
 
 @habit_of_a_step(
     "Editing in place",
-    '`model.table["n"] = model.table["n"].replace(7)`, a dict of the tree',
+    '`model.table["n"] = model.table["n"].replace(7)`, a dict in the tree',
     EDITED,
     but={RECORD: KEPT},
     holds=lambda model: model.table["n"].value == 7,
@@ -93,7 +93,7 @@ def deleting_from_a_dict(model, x):
 
 @habit_of_a_step(
     "Editing in place",
-    "`model.buffer[0] = x`, a NumPy array of the tree",
+    "`model.buffer[0] = x`, a NumPy array in the tree",
     refused("read-only|immutable|requesting its array value|NumPy array", ValueError, TypeError),
     starts=lambda model: dataclasses.replace(model, log=[np.zeros(2)]),
 )
@@ -123,7 +123,7 @@ def editing_a_value(model, x):
 
 
 @habit(
-    "Editing in place", "a list of the tree, by the caller, between two calls", twin=twice, ways=SINGLE
+    "Editing in place", "a list in the tree, by the caller, between two calls", twin=twice, ways=SINGLE
 )
 def editing_between_calls(way, model):
     f = way.call(lambda model, x: step(model, x) + sum(map(jnp.sum, model.log)))
@@ -148,7 +148,7 @@ TEN = 10.0
 
 @habit(
     "Closures",
-    "reading the live model outside, where a transform also gets it",
+    "reading the live model by closure, in a transform that also gets it as an argument",
     STALE,
     ways=LIFTED,
 )
@@ -161,7 +161,7 @@ def reading_a_threaded_state(way, model):
 
 @habit(
     "Closures",
-    "reading the original, in a step that gets its live copy",
+    "reading the original model by closure, in a step that gets its live copy",
     but={COMPILED | CHECKPOINT: STALE, CUSTOM: STALE, REMEMBERED: WATCHED},
     twin=by_hand(lambda y, values: y + values["count"]),
 )
@@ -171,7 +171,7 @@ def reading_the_original(way, model):
 
 @habit(
     "Closures",
-    "reading a state that is no argument: a global, a default, a name of the enclosing function",
+    "reading a state that is not an argument: a global, a default, a name of the enclosing function",
     but={COMPILED: CAPTURED, REMEMBERED: WATCHED},
     twin=by_hand(lambda y, values: y + 2 * TEN),
 )
@@ -186,7 +186,7 @@ def reading_another_state(way, model):
 
 @habit(
     "Closures",
-    "writing a state that is no argument, or the original",
+    "writing to a state that is not an argument, or to the original model",
     NOT_GIVEN,
 )
 def writing_another_state(way, model):
@@ -199,7 +199,7 @@ def writing_another_state(way, model):
 
 @habit(
     "Closures",
-    "drawing from a random state that is no argument",
+    "drawing from a random state that is not an argument",
     NOT_GIVEN,
 )
 def drawing_from_another_state(way, model):
@@ -209,7 +209,7 @@ def drawing_from_another_state(way, model):
 
 @habit(
     "Closures",
-    "writing the live model outside, in a transform that does not get the state",
+    "writing to the live model by closure, in a transform that does not get it as an argument",
     refused(r"`model\.count` \(ShortTermState\) was written under a JAX trace", ps.TraceScopeError),
     ways=[name for name in LIFTED if name not in CUSTOM.ways],
 )
@@ -226,7 +226,7 @@ def writing_a_live_state(way, model):
 
 @habit_of_a_step(
     "Closures",
-    "writing the live model inside `jax.vmap`, `jax.lax.scan` or another transform of JAX's",
+    "writing to the live model inside `jax.vmap`, `jax.lax.scan` or another raw JAX transform",
     refused("was written under a JAX trace", ps.TraceScopeError),
 )
 def writing_in_a_raw_transform(model, x):
@@ -239,7 +239,7 @@ def writing_in_a_raw_transform(model, x):
 
 @habit_of_a_step(
     "Closures",
-    "writing the live model in another thread",
+    "writing to the live model from another thread",
     refused("was written from another thread|under a JAX trace", ps.TraceScopeError),
 )
 def writing_in_a_thread(model, x):
@@ -268,7 +268,7 @@ def tied(model):
 
 
 @habit_of_a_step(
-    "Aliases", "one state at two places of the tree, which is written", TWO_PLACES, starts=tied
+    "Aliases", "writing to a state that is at two places in the tree", TWO_PLACES, starts=tied
 )
 def writing_an_alias(model, x):
     return step(model, x)
@@ -276,7 +276,7 @@ def writing_an_alias(model, x):
 
 @habit_of_a_step(
     "Aliases",
-    "the same inside the step, by `ps.pure` of the tree that it got",
+    "the same inside the step, by `ps.pure` on the tree that the step got",
     TWO_PLACES,
     starts=tied,
 )
@@ -286,7 +286,7 @@ def writing_an_alias_inside(model, x):
 
 @habit_of_a_step(
     "Aliases",
-    "one state at two places of the tree, which is only read",
+    "only reading a state that is at two places in the tree",
     but={PACKED: TWO_PLACES},
     starts=tied,
     ways=without("cond", "scan-cond", "Map"),  # these write it themselves
@@ -311,7 +311,7 @@ def another_name(model, x):
 
 @habit_of_a_step(
     "Aliases",
-    "writing a changed copy: `jax.tree.map`, `copy.deepcopy`, `state.replace`",
+    "writing to a changed copy: `jax.tree.map`, `copy.deepcopy`, `state.replace`",
     NOT_GIVEN,
 )
 def writing_a_copy(model, x):
@@ -342,7 +342,7 @@ def forgetting_value_in_a_condition(model, x):
 
 @habit_of_a_step(
     "Forgetting",
-    "`.value` in a function of JAX's: `jnp.sin(model.count)`",
+    "`.value` in a JAX function: `jnp.sin(model.count)`",
     refused(r"pstate\.ShortTermState|Write `.*\.value`", TypeError),
 )
 def forgetting_value_in_a_function(model, x):
@@ -351,14 +351,14 @@ def forgetting_value_in_a_function(model, x):
 
 @habit(
     "Forgetting",
-    "the border: `ps.jit(step)(model, x)`",
+    "the boundary, `ps.pure`: `ps.jit(step)(model, x)`",
     refused("was written", ps.FrozenStateError),
 )
-def forgetting_the_border(way, model):
+def forgetting_the_boundary(way, model):
     return [(way.wrap(lambda model, x: step(model, x))(model, X), model)]
 
 
-@habit("Forgetting", "to take the tree that a call gives back", UNWRITTEN)
+@habit("Forgetting", "to use the tree that a call returns", UNWRITTEN)
 def forgetting_the_result(way, model):
     def f(model, x):
         ps.pure(step)(model, x)
@@ -368,7 +368,7 @@ def forgetting_the_result(way, model):
     return [way.call(f)(model, X)]
 
 
-@habit_of_a_step("Forgetting", "to take what `state.replace(x)` gives", UNWRITTEN, ways=SINGLE)
+@habit_of_a_step("Forgetting", "to use the result of `state.replace(x)`", UNWRITTEN, ways=SINGLE)
 def forgetting_what_replace_gives(model, x):
     model.count.replace(x)
     return step(model, x)
@@ -376,7 +376,7 @@ def forgetting_what_replace_gives(model, x):
 
 @habit_of_a_step(
     "Forgetting",
-    "to give a state its value before it is read",
+    "to give a state a value before reading it",
     refused(r"`\w+\.later` \(State\) is empty and was read", ps.UninitializedStateError),
 )
 def forgetting_to_fill_a_state(model, x):
@@ -386,7 +386,7 @@ def forgetting_to_fill_a_state(model, x):
 # Exceptions ------------------------------------------------------------------------------------------
 
 
-@habit_of_a_step("Exceptions", "caught in the step, after a write")
+@habit_of_a_step("Exceptions", "raised and caught in the step, after a write")
 def going_on(model, x):
     with contextlib.suppress(ValueError):
         model.count.value = 0.5 * model.count.value + x
@@ -399,7 +399,7 @@ class MineError(Exception):
 
 
 @habit_of_a_step(
-    "Exceptions", "raised in the step after a write", Outcome("raised as it is", (MineError,), "^mine")
+    "Exceptions", "raised in the step, after a write", Outcome("raised unchanged", (MineError,), "^mine")
 )
 def raising(model, x):
     step(model, x)
@@ -409,7 +409,7 @@ def raising(model, x):
 
 @habit(
     "Exceptions",
-    "raised in a transform after a write, and caught around it: what it wrote is not kept",
+    "raised in a transform after a write, and caught around it: its writes are dropped",
     ways=tuple(name for name in LIFTED if name != "pmap2"),
     twin=lambda by_hand, values: [step_by_hand(values, X)],
 )
@@ -426,7 +426,9 @@ def raising_inside(way, model):
     return [ps.pure(f)(model, X)]
 
 
-@habit_of_a_step("Exceptions", "swallowing what is refused: the refused write is not made", ways=SINGLE)
+@habit_of_a_step(
+    "Exceptions", "catching the error of a refused write: the write is not made", ways=SINGLE
+)
 def swallowing(model, x):
     with contextlib.suppress(ps.StateError):
         model.count.replace(x).value = 5.0
@@ -437,7 +439,7 @@ def swallowing(model, x):
 
 
 @habit_of_a_step(
-    "Odd places", "writing in a comprehension, a generator that is run, or by `setattr`", ways=SINGLE
+    "Odd places", "writing in a comprehension, in a generator that runs, or by `setattr`", ways=SINGLE
 )
 def writing_in_odd_places(model, x):
     [setattr(model.count, "value", 0.5 * c.value) for c in [model.count]]
@@ -445,7 +447,7 @@ def writing_in_odd_places(model, x):
     return model.count.value * model.weight.value**2
 
 
-@habit_of_a_step("Odd places", "writing in a generator that nobody runs", UNWRITTEN, ways=SINGLE)
+@habit_of_a_step("Odd places", "writing in a generator that never runs", UNWRITTEN, ways=SINGLE)
 def a_generator_that_nobody_runs(model, x):
     _ = (step(model, x) for _ in range(3))
     return step(model, x)

@@ -45,9 +45,9 @@ def _named(category: type) -> str:
 
 
 KEPT = Outcome("kept")
-UNSEEN = Outcome("not seen")
+UNSEEN = Outcome("not noticed")
 #: Nothing was written in the first place, and nothing says so.
-UNWRITTEN = Outcome("not seen, and not written")
+UNWRITTEN = Outcome("not noticed, and not written")
 
 
 def refused(match: str, *categories: type[Exception]) -> Outcome:

@@ -16,7 +16,7 @@ def add_one(tree):
 
 
 def through_pure(tree):
-    """A body that runs a border of its own and goes on with the tree that comes back."""
+    """A body that runs a boundary of its own and goes on with the tree that comes back."""
     _, tree = ps.pure(add_one)(tree)
     return tree["a"].value + tree["b"].value
 
@@ -42,7 +42,7 @@ LIFTED = {
 
 
 @pytest.mark.parametrize("lift", LIFTED.values(), ids=LIFTED)
-def test_a_border_inside_sees_the_alias(lift):
+def test_a_boundary_inside_sees_the_alias(lift):
     """`pure` inside a lifted body refuses the write that it refuses outside, and changes nothing."""
     tree = tied()
     with pytest.raises(ps.AliasedStateError, match="are one state object at two places"):

@@ -188,13 +188,13 @@ def test_no_model_is_kept():
     assert [ref() for ref in results] == [None] * 3
 
 
-# Borders inside mappings ----------------------------------------------------------------------------
+# Boundaries inside mappings -------------------------------------------------------------------------
 
 XS = jnp.arange(3.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk_size": 2}, {"axis_name": "i"}], ids=str)
-def test_a_bound_border_in_a_mapping_loses_nothing(options):
+def test_a_bound_boundary_in_a_mapping_loses_nothing(options):
     """Lanes do not follow each other: the output and the module come back, both with lanes."""
     out, after = ps.vmap2(ps.pure(rnn()), **options)(XS)
     assert (out.tolist(), after.hidden.value.tolist()) == ([0.0, 1.0, 2.0], [0.0, 1.0, 2.0])
@@ -206,8 +206,8 @@ def test_a_bound_border_in_a_mapping_loses_nothing(options):
 
 @pytest.mark.parametrize("wrap", [ps.jit, ps.vmap2, ps.checkpoint, lambda f: ps.jit(ps.vmap2(f))])
 @pytest.mark.parametrize("bound", [True, False])
-def test_two_borders_are_refused(wrap, bound):
-    """A border around another would give back the old tree, beside the new one in the output."""
+def test_two_boundaries_are_refused(wrap, bound):
+    """A boundary around another would give back the old tree, beside the new one in the output."""
     inner = wrap(ps.pure(rnn() if bound else Rnn.__call__))
     with pytest.raises(TypeError, match=r"is pure already: it returns \(out, tree\)"):
         ps.pure(inner)

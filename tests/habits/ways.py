@@ -1,4 +1,4 @@
-"""Ways of running a step: the border alone, each transform, and some transforms in one another.
+"""Ways of running a step: the boundary alone, each transform, and some transforms in one another.
 
 A *step* takes `(model, x)`, may write the states of the model, and returns a number. A *way* runs it,
 and gives back what it returned and the model. Its twin does the same by hand with raw JAX, on the values
@@ -59,16 +59,16 @@ def step_by_hand(values: dict[str, Any], x: Any) -> tuple[Any, dict[str, Any]]:
 class Way:
     """How a program runs a step.
 
-    `wrap` makes the step one that goes through the transform, and `border` gives the model back.
+    `wrap` makes the step one that goes through the transform, and `boundary` gives the model back.
     """
 
     name: str
     wrap: Callable[[Stateful], Stateful]
     by_hand: Callable[[ByHand], ByHand]
-    border: Callable[[Stateful], Call] = ps.pure
+    boundary: Callable[[Stateful], Call] = ps.pure
 
     def call(self, step: Stateful) -> Call:
-        return self.border(self.wrap(step))
+        return self.boundary(self.wrap(step))
 
 
 def _same(f: Any) -> Any:
@@ -254,18 +254,19 @@ def _group(words: str, names: str) -> Group:
 
 RECORD = _group("in `ps.record`", "record")
 PACKED = _group("in a packed tree", "packed")
-BARE = _group("at the border alone", "pure record")
+BARE = _group("under `ps.pure` or `ps.record` alone", "pure record")
 CHECKPOINT = _group("in `checkpoint`", "checkpoint checkpoint-vmap2")
 #: Where nothing is differentiated the function runs as it is.
 CUSTOM = _group("in `custom_vjp` and `custom_jvp`", "custom_vjp custom_jvp")
 #: The step runs on the very arrays that came in.
 CONCRETE = _group(
-    "at the border alone, in derivatives, in `custom_vjp` and `custom_jvp`",
+    "under `ps.pure` or `ps.record` alone, in derivatives, in `custom_vjp` and `custom_jvp`",
     "pure record value_and_grad jacfwd grad jacrev hessian vjp jvp custom_vjp custom_jvp",
 )
 #: The step runs on each call.
 EAGER = Group(
-    "at the border alone, in derivatives, in `custom_vjp`, `custom_jvp` and `checkpoint`",
+    "under `ps.pure` or `ps.record` alone, in derivatives, "
+    "in `custom_vjp`, `custom_jvp` and `checkpoint`",
     CONCRETE.ways | CHECKPOINT.ways | {"grad-scan"},
 )
 #: The step is compiled for certain, so that nothing may be baked in.
@@ -286,7 +287,7 @@ def without(*names: str) -> tuple[str, ...]:
 #: Ways with one transform at most.
 SINGLE = tuple(name for name in WAYS if "-" not in name)
 
-#: Ways in which the step goes through a transform before the border.
+#: Ways in which the step goes through a transform before the boundary.
 LIFTED = without("pure", "record", "Map")
 
 

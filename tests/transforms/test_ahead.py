@@ -65,10 +65,10 @@ def test_it_takes_the_arguments_of_the_function(abstract):
     """Of arrays and of shapes, as a pure function and as a stateful one, traced once and never again."""
     expected = ps.pure(step())(model(), X, scale=2.0)
     given = shapes_of((model(), X)) if abstract else (model(), X)
-    for lower, border in ((lambda f: ps.pure(f).lower, lambda f: f), (lambda f: f.lower, ps.pure)):
+    for lower, boundary in ((lambda f: ps.pure(f).lower, lambda f: f), (lambda f: f.lower, ps.pure)):
         runs = []
         compiled = lower(ps.jit(step(runs)))(*given, scale=2.0).compile()
-        assert_same(border(compiled)(model(), X, scale=2.0), expected, exact=False)
+        assert_same(boundary(compiled)(model(), X, scale=2.0), expected, exact=False)
         assert len(runs) == 1
 
 
@@ -99,7 +99,7 @@ def test_live_states_bound_modules_and_partials():
 
 
 def test_argnums_and_writes_stay():
-    """The border that was lowered is the border that is called."""
+    """The boundary that was lowered is the boundary that is called."""
 
     def step(x, tree, other):
         tree.value += x
@@ -202,7 +202,7 @@ def test_under_a_trace():
     assert jax.vmap(lambda x: pure(model(), x)[0])(jnp.ones((2, 3))).shape == (2, 3)
 
 
-def test_a_border_of_what_is_not_compiled():
+def test_a_boundary_of_what_is_not_compiled():
     """`ps.pure(f)` has no program; the advice has one."""
     with pytest.raises(TypeError, match=r"Compile it: ps.pure\(ps.jit\(step\)\).lower"):
         ps.pure(step()).lower(model(), X)
@@ -256,7 +256,7 @@ def test_a_state_that_is_written_and_never_read():
 
 
 def test_donation_by_argument():
-    """Lowered with its border, only what is overwritten is given up; by itself it refuses a border."""
+    """Lowered with its boundary, only overwritten arrays are given up; by itself it refuses one."""
     jitted = ps.jit(step(), donate_argnums=0)
     tree = model()
     _, new = ps.pure(jitted).lower(tree, X).compile()(tree, X)

@@ -92,7 +92,7 @@ class LinearLayer(eqx.Module):
 
 
 def test_1_6_modules_are_shared():
-    """A bound module's states are broadcast by default; reading needs no border."""
+    """A bound module's states are broadcast by default; reading needs no boundary."""
     outputs = ps.vmap2(LinearLayer(3, 2))(jnp.ones((4, 3)))
     np.testing.assert_array_equal(outputs, jnp.full((4, 2), 3.0))
 

@@ -1,4 +1,4 @@
-"""`pure`: the border between stateful functions and pure ones.
+"""`pure`: the boundary between stateful functions and pure ones.
 
 `pure(f)(model, x)` runs `f` with live states and returns `(out, model)`. Around a transform it runs
 the transform itself on the leaves of the call, without making anything live in between.

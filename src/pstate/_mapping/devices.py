@@ -18,7 +18,7 @@ def prepare_devices(
 ) -> Callable[..., list[Any]]:
     """A function of `(passed, keys)` that runs each lane on its device.
 
-    Typed keys cross the border as their data: `jax.jit` of a `jax.pmap` does not take them on JAX 0.6.
+    Typed keys cross the boundary as their data: `jax.jit` of a `jax.pmap` does not take them on JAX 0.6.
     """
     one_lane = jaxpr_as_fun(traced.jaxpr)
     n = traced.n_local

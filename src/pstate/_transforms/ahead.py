@@ -135,9 +135,9 @@ class Executable(Lifted):
             raise AttributeError(name)
         return getattr(self.compiled, name)
 
-    def within(self, border: Pure) -> "PureExecutable":
-        """This executable behind a border."""
-        return PureExecutable(self, argnums=border.argnums, writes=border.writes)
+    def within(self, boundary: Pure) -> "PureExecutable":
+        """This executable behind a boundary."""
+        return PureExecutable(self, argnums=boundary.argnums, writes=boundary.writes)
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self.fun._take_apart(args, kwargs)
@@ -182,7 +182,7 @@ class Executable(Lifted):
 
 
 class PureExecutable(Pure):
-    """An executable behind a border: a pure function, compiled for one signature."""
+    """An executable behind a boundary: a pure function, compiled for one signature."""
 
     __slots__ = ()
 

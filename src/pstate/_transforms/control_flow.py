@@ -55,7 +55,7 @@ class ControlFlow(Statement, Compiled, Lifted):
         super().__init__(fun, **options)
         for one in self.fun.callables if isinstance(self.fun, Several) else (self.fun,):
             if self._repeats and isinstance(one, Pure) and carrier_of(one) is not None:
-                raise TypeError(_border_message(one, self._code().partition("(")[0]))
+                raise TypeError(_boundary_message(one, self._code().partition("(")[0]))
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         # A carry is taken apart and put together in the loop, and so must be a tree from the start.
@@ -87,12 +87,12 @@ class ControlFlow(Statement, Compiled, Lifted):
         return Entry(program, name, "Bind the function to the tree that holds it: ft.partial(f, tree).")
 
 
-def _border_message(fn: Pure, statement: str) -> str:
+def _boundary_message(fn: Pure, statement: str) -> str:
     inner, root = code_of(fn.fun), root_name(carrier_of(fn))
     return (
         f"{statement} got {code_of(fn)}, which starts from the `{root}` that it was made of, each time "
         "that it is called: nothing would go from one call to the next. Use the function itself, and "
-        "put the border around:\n"
+        "put the boundary around:\n"
         f"    out, {root} = ps.pure(lambda {root}: {statement}({inner}, ...))({root})"
     )
 

@@ -158,14 +158,14 @@ class Jit(Compiled, Lifted):
         """
         return self._lower(self._take_apart(args, kwargs), None, None)
 
-    def _lower(self, call: Call, contract: Contract | None, border: Pure | None) -> Lowered:
+    def _lower(self, call: Call, contract: Contract | None, boundary: Pure | None) -> Lowered:
         operands = call.kinds.operands(call.leaves)
         lowered, given = self._entry(call).lower(operands, kept_arguments(call, contract))
         form = Form.of(call, self._static_keys(call, anchor_of(self.fun)))
 
         def executable(compiled: Any) -> Any:
             made = Executable(self, compiled=compiled, form=form, given=given)
-            return made if border is None else made.within(border)
+            return made if boundary is None else made.within(boundary)
 
         return Lowered(lowered, executable)
 

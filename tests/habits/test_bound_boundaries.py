@@ -38,7 +38,7 @@ LOOPS = {
     [lambda m: m, lambda m: m.__call__, lambda m: ft.partial(Rnn.__call__, m), lambda m: ps.jit(m)],
     ids=["module", "method", "partial", "transform"],
 )
-def test_a_bound_border_is_refused_in_a_loop(loop, bind):
+def test_a_bound_boundary_is_refused_in_a_loop(loop, bind):
     """Each loop refuses `pure` of something bound, before anything runs."""
     with pytest.raises(TypeError, match="nothing would go from one call to the next"):
         loop(ps.pure(bind(rnn())))
@@ -55,7 +55,7 @@ def test_the_message():
     assert names["rnn"].hidden.value == 6.0
 
 
-def test_an_unbound_border_threads_its_carry():
+def test_an_unbound_boundary_threads_its_carry():
     """`pure` of a function gets its tree on each step, and a branch is called once: both are fine."""
     step = lambda model, x: (ps.pure(Rnn.__call__)(model, x)[1], None)
     model, _ = ps.scan(step, rnn(), XS)

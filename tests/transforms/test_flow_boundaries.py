@@ -1,4 +1,4 @@
-"""Loops and branches: what a run gives back at its border, and writes that nobody takes."""
+"""Loops and branches: what a run gives back at its boundary, and writes that nobody takes."""
 
 import functools as ft
 import re

@@ -5,7 +5,9 @@ a namespace of the page's own. What a block prints is what the text block right 
 without one prints nothing. A comment before a block says what else it does:
 
 - `<!-- raises: FrozenStateError -->`: it raises exactly this, and the text block is the message;
-- `<!-- warns: BatchAxisWarning -->`: it gives exactly one warning, and the text block is its message.
+- `<!-- warns: BatchAxisWarning -->`: it gives exactly one warning, and the text block is its message;
+- `<!-- needs: flax -->`, before either of these: it needs a library that may not be installed. The other
+  blocks of the page run without it.
 
 Messages are shown with long lines wrapped, and with lines of code, which are indented, as they are. A
 text that ends with `...` is a part of the message.
@@ -20,7 +22,7 @@ import sys
 import textwrap
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ WIDTH = 100
 
 def name_of(page: Path) -> str:
     """What a page is called, which no other page is: `errors`, `recipes/index`."""
-    return page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT).with_suffix("").as_posix()
+    above = next((folder for folder in (DOCS, ROOT) if page.is_relative_to(folder)), page.parent)
+    return page.relative_to(above).with_suffix("").as_posix()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,13 @@ class Block:
         """What the comment before it says: `("raises", "FrozenStateError")`."""
         found = re.fullmatch(r"(?s:.*)<!-- (raises|warns): (\w+) -->", self.before)
         return (found[1], found[2]) if found else ("prints", "")
+
+    @property
+    def needs(self) -> str:
+        """The library that it needs and pstate's tests do not: `"flax"`, else `""`."""
+        last = r"(?:\n<!-- (?:raises|warns): \w+ -->)?"
+        found = re.fullmatch(rf"(?s:.*)<!-- needs: (\w+) -->{last}", self.before)
+        return found[1] if found else ""
 
 
 def blocks(page: Path) -> list[Block]:
@@ -80,6 +90,15 @@ def examples(page: Path) -> Iterator[tuple[Block, str]]:
         if block.language == "python":
             shown = after.language == "text" and not after.before
             yield block, after.text if shown else ""
+
+
+def check(page: Path, having: Container[str] = ()) -> None:
+    """Run the blocks of a page, those that need a library only if it is in `having`."""
+    with namespace(page) as names:
+        for block, text in examples(page):
+            if not block.needs or block.needs in having:
+                result = run(block, names, page)
+                assert is_shown(result, text), f"{name_of(page)}:{block.start}: got\n{result}"
 
 
 @contextlib.contextmanager

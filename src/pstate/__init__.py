@@ -41,6 +41,7 @@ from ._states.kinds import (
     NonBatchState as NonBatchState,
     ParamState as ParamState,
     ShortTermState as ShortTermState,
+    SownState as SownState,
 )
 from ._states.random_state import RandomState as RandomState
 from ._states.state import State as State
@@ -70,6 +71,7 @@ from ._trees.bulk import (
     update as update,
 )
 from ._trees.packed import Packed as Packed, pack as pack
+from ._trees.reaping import reap as reap
 from ._trees.recording import freeze as freeze, record as record, written as written
 from ._trees.saving import (
     deserialise_filter_spec as deserialise_filter_spec,

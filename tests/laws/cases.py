@@ -4,7 +4,15 @@ Each case is a stateful function, the options of its mapping, arguments, and a t
 computation threaded by hand through raw JAX. A new feature is finished when it stands here.
 """
 
-from laws import axes_and_draws, lanes, nests, options, partials, random_lanes  # noqa: F401 (they fill the table)
+from laws import (  # noqa: F401 (they fill the table)
+    axes_and_draws,
+    lanes,
+    nests,
+    options,
+    partials,
+    random_lanes,
+    sown,
+)
 from laws.table import CASES, Case, case, tick, ticks
 
 

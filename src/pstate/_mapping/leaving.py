@@ -1,9 +1,9 @@
 """What leaves a lane, and along which axis.
 
 A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
-came in on, or would have if it was empty; else, where the lanes agree on the value, without an axis;
-else as the policy says. States that stand in the output take `state_out_axes`, then their kind
-(`NonBatchState`), then `out_axes`.
+came in on, or would have if it was empty; else, if it is a `SownState`, along axis 0; else, where the
+lanes agree on the value, without an axis; else as the policy says. States that stand in the output take
+`state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from .._calls.running import Run
 from .._ground.errors import BatchAxisError, BatchAxisWarning, UnmatchedFilterWarning
 from .._ground.paths import Path, to_path, to_place
 from .._states.keys import is_typed_key
-from .._states.kinds import NonBatchState
+from .._states.kinds import NonBatchState, SownState
 from .._states.messages import kind_code, warn
 from .._states.random_state import RandomState
 from .._states.state import State, is_state
@@ -233,6 +233,9 @@ class Outputs:
             same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
             leaving = [Leaving(leaf, None, "NonBatchState", same_by, fix) for leaf in leaves]
             return Written(index, treedef, leaving, "NonBatchState")
+        if issubclass(slot.kind, SownState):
+            leaving = [checked(leaf, 0, "SownState", place) for leaf in leaves]
+            return Written(index, treedef, leaving, "SownState")
         message = ft.partial(self._undeclared_message, slot, came, leaves)
         reason = "the same in all lanes"
         leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
@@ -340,6 +343,8 @@ class Outputs:
             came = self._plan.of(slot)
             if came is None or came.axis is not None or came.split or not written.leaves:
                 continue
+            if issubclass(slot.kind, SownState):
+                continue  # what came in is not what the next call goes on from
             leaf = written.leaves[0]
             if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
                 continue

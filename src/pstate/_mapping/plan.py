@@ -1,9 +1,9 @@
 """The plan: which leaf goes along which axis, and why.
 
 A state going in takes, in this order: the first rule of `state_in_axes` that matches; if it is a
-`NonBatchState`, no axis; if it is a `RandomState` whose key, or keys, all lanes share, a key per lane,
-of each; else its argument's `in_axes`. An empty state takes what its value would take. Arrays outside
-states take their argument's `in_axes`. Nothing is guessed from sizes.
+`NonBatchState` or a `SownState`, no axis; if it is a `RandomState` whose key, or keys, all lanes share,
+a key per lane, of each; else its argument's `in_axes`. An empty state takes what its value would take.
+Arrays outside states take their argument's `in_axes`. Nothing is guessed from sizes.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 from .._calls.signature import ARGS, Described, Signature
 from .._ground.errors import BatchAxisError
-from .._states.kinds import NonBatchState
+from .._states.kinds import NonBatchState, SownState
 from .._states.messages import kind_code
 from .._states.random_state import RandomState, shape_of_keys
 from .._trees.axis_specs import Rule
@@ -99,6 +99,8 @@ def _ruled(
             return Input(rule.axis, f"state_in_axes {rule}", ruled=True)
     if issubclass(slot.kind, NonBatchState):
         return Input(None, "NonBatchState")
+    if issubclass(slot.kind, SownState):
+        return Input(None, "SownState")
     batch = shape_of_keys(state)
     if batch == () or (batch is not None and by_argument[slot.start] is None):
         return Input(None, f"RandomState: a key{'' if batch == () else ' of each'} per lane", split=True)

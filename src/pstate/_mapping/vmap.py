@@ -33,12 +33,12 @@ def vmap2(
     same program, is bound to something else is seen; that a dict, array or attribute which `fn` reaches
     has changed in place is not. `jax.disable_jit()` runs it uncompiled.
 
-    A state goes in by the first filter of `state_in_axes` that matches; else a `NonBatchState` is
-    broadcast; else a `RandomState` with one key, or with keys that the lanes share, is split, a key of
-    each per lane; else along its argument's `in_axes`. A written state comes back by the first filter of
-    `state_out_axes` that matches; else along the axis it came in on; else, if all lanes wrote the same
-    value, without an axis; else `unexpected_out_state_mapping` decides. An unwritten state comes back as
-    it went in.
+    A state goes in by the first filter of `state_in_axes` that matches; else a `NonBatchState` or a
+    `SownState` is broadcast; else a `RandomState` with one key, or with keys that the lanes share, is
+    split, a key of each per lane; else along its argument's `in_axes`. A written state comes back by the
+    first filter of `state_out_axes` that matches; else along the axis it came in on; else a `SownState`
+    along axis 0; else, if all lanes wrote the same value, without an axis; else
+    `unexpected_out_state_mapping` decides. An unwritten state comes back as it went in.
 
     **Arguments:**
 

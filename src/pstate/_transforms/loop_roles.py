@@ -1,8 +1,9 @@
 """What each leaf of a loop's call does: it is held from step to step, sliced, or the same in all steps.
 
 A state of `xs` takes, in this order: the first rule of `state_in_axes` that matches; if it is a
-`NonBatchState`, the carry; else what `in_axes` says of its place, as arrays do. An empty state takes
-what its value would take. The carry, and the states of what the function is bound to, are held.
+`NonBatchState`, the carry; if it is a `SownState`, no axis; else what `in_axes` says of its place, as
+arrays do. An empty state takes what its value would take. The carry, and the states of what the function
+is bound to, are held. A `SownState` never is: what the steps write into it is stacked.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from .._ground.errors import FrozenStateError, UnmatchedFilterWarning
 from .._mapping.empty_states import axes_of_empty
 from .._mapping.prefixes import spread_in_axes, spread_prefix
 from .._states.cell import Cell
-from .._states.kinds import NonBatchState
+from .._states.kinds import NonBatchState, SownState
 from .._states.messages import kind_code, warn
 from .._trees.leaves import operand_mask
 from .._trees.slots import Slot
@@ -52,7 +53,9 @@ class Roles:
     def is_held(self, slot: Slot) -> bool:
         """Whether a state goes from step to step."""
         group, _ = self._body.signature.argument_of_slot[slot.index]
-        return group == FN or self.of_slot.get(slot.index, 0) == CARRIED
+        if group == FN:
+            return not issubclass(slot.kind, SownState)
+        return self.of_slot.get(slot.index, 0) == CARRIED
 
     def _roles(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[int, Any]]:
         signature, options = self._body.signature, self._options
@@ -80,6 +83,8 @@ class Roles:
                 role: Any = options.state_in_axes[found].role
             elif issubclass(slot.kind, NonBatchState):
                 role = CARRIED
+            elif issubclass(slot.kind, SownState):
+                role = None
             elif slot.index in of_empty:
                 role = of_empty[slot.index]
             else:
@@ -110,6 +115,8 @@ class Roles:
         if index not in self.of_slot or self.of_slot[index] is not None:
             return
         kind = self._body.signature.layout.slots[index].kind
+        if issubclass(kind, SownState):
+            return
         raise FrozenStateError(
             f"`{self._body.place(index)}` ({kind.__name__}) is the same in all steps of "
             f"{self._body.described.fn}, and was written in one of them. Carry it from step to step, "
@@ -135,7 +142,9 @@ class Roles:
         signature = self._body.signature
         state = signature.layout.slots[index].state(leaves)
         found = _first(self._options.state_out_axes, signature.path(index), state)
-        return self.of_slot[index] if found is None else self._options.state_out_axes[found].role
+        if found is not None:
+            return self._options.state_out_axes[found].role
+        return 0 if self.of_slot.get(index) is None else self.of_slot[index]
 
     def out_axes(self, y: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> list[int]:
         """Along which axis each array of an output is stacked.

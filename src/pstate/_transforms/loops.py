@@ -251,7 +251,8 @@ def scan(
     As `jax.lax.scan`, with states. Those of the module that `f` is bound to, or of a partial, go from
     step to step, random states included: each step draws afresh. States in `xs` are sliced along their
     first axis, as in a stack of layers; what is written into the slices is stacked. A `NonBatchState` in
-    `xs` is never sliced, but goes from step to step. Called eagerly the loop is compiled once for each
+    `xs` is never sliced, but goes from step to step. What steps write into a `SownState` is stacked.
+    Called eagerly the loop is compiled once for each
     signature.
 
     **Arguments:**

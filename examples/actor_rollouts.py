@@ -43,9 +43,8 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
+import plotting
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import pstate as ps
@@ -218,7 +217,7 @@ class Agent(eqx.Module):
         return Steps(observation, counted, push, logit, expected, reward)
 
     def episode(self) -> Steps:
-        """Begin anew, go on for `STEPS` steps, and only then learn how observations are spread."""
+        """Start afresh, go on for `STEPS` steps, and only then add the observations to the sums."""
         self.world.reset()
         self.policy.reset()
         steps = ps.for_loop(self.step, length=STEPS)
@@ -341,7 +340,7 @@ def train(memory: bool, environments: int, updates: int, seed: int) -> Training:
     return Training(agent, np.stack(returns), compiled - start, (end - compiled) / (updates - 1))
 
 
-# What came of it ------------------------------------------------------------------------------------
+# Results --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,54 +373,6 @@ def table(report: Report) -> str:
     return "\n".join([head, "-" * len(head), *lines])
 
 
-def standing(returns: Float[np.ndarray, " episodes"]) -> Float[np.ndarray, " steps"]:
-    """The part of the poles that are up before each step, and after the last one."""
-    return (returns[:, None] >= np.arange(STEPS + 1)).mean(axis=0)
-
-
-BLUE, RED = "tab:blue", "tab:red"
-
-
-def draw(report: Report, path: Path) -> None:
-    """Draw the learning curves, and how many poles stay up for how long."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    agents = ((report.remembering, BLUE, True), (report.forgetting, RED, False))
-    for training, color, memory in agents:
-        draw_curve(left, training.returns, color, in_words(memory))
-        draw_standing(right, training.returns[-WINDOW:].ravel(), color, in_words(memory))
-    draw_standing(right, report.remembering.returns[0], "tab:gray", "untrained")
-    left.set(xlabel="update", ylabel="steps that the pole stays up", ylim=(0, 1.05 * STEPS))
-    right.set(xlabel="time (s)", ylabel="poles that are up", ylim=(0, 1.05), xlim=(0, STEPS * STEP))
-    right.yaxis.set_major_formatter(lambda part, _: f"{100 * part:.0f} %")
-    for ax, title in (
-        (left, "Learning: mean, and the middle half"),
-        (right, "An episode, once trained"),
-    ):
-        ax.set_title(title, fontsize=11)
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, loc="center right")
-    environments = report.remembering.returns.shape[1]
-    figure.suptitle(f"Balancing without seeing velocities, in {environments} environments")
-    figure.savefig(path, dpi=150)
-
-
-def draw_curve(
-    ax: Axes, returns: Float[np.ndarray, "updates environments"], color: str, label: str
-) -> None:
-    """The mean return of each update, and the range of the middle half of the environments."""
-    updates = np.arange(1, len(returns) + 1)
-    low, high = np.quantile(returns, [0.25, 0.75], axis=1)
-    ax.fill_between(updates, low, high, color=color, alpha=0.2, linewidth=0)
-    ax.plot(updates, returns.mean(axis=1), color=color, linewidth=2, label=label)
-
-
-def draw_standing(ax: Axes, returns: Float[np.ndarray, " episodes"], color: str, label: str) -> None:
-    """The part of the poles that are up, against time."""
-    ax.plot(np.arange(STEPS + 1) * STEP, standing(returns), color=color, linewidth=2, label=label)
-
-
 def main(argv: Sequence[str] | None = None) -> Report:
     """Run the example with command line options."""
     parser = argparse.ArgumentParser(
@@ -440,7 +391,8 @@ def main(argv: Sequence[str] | None = None) -> Report:
         train(memory, options.environments, options.updates, options.seed) for memory in (True, False)
     )
     report = Report(remembering, forgetting)
-    draw(report, options.out)
+    returns = remembering.returns, forgetting.returns
+    plotting.draw_poles(options.out, *returns, STEPS, STEP, WINDOW)
     print(
         f"{options.environments} environments, episodes of {STEPS} steps: a return is at most {STEPS}\n"
     )

@@ -13,9 +13,9 @@ and two nested `ps.vmap2` say by kind along which axis a state is mapped:
 
 The layouts are those in which one reads the states: `voltage.value[trial]` is one trial of all draws,
 and `trace.value[draw]` a matrix with a column for each trial, which the weights of the draw multiply. To
-choose others is to change `TRIALS` and `DRAWS`, and nothing else; the spikes stay the same, up to
-rounding. JAX transposes in each step what does not fit together, which took up to a third of the time
-when it was measured.
+choose others, change `TRIALS` and `DRAWS` and nothing else: the spikes stay the same, up to rounding.
+JAX transposes in each step what does not fit together, which took up to a third of the time when it was
+measured.
 
     pip install -e ".[examples]"
     python examples/spiking_ensemble.py --draws 10 --trials 12 --milliseconds 1000 --out .
@@ -31,6 +31,7 @@ decay where Brunel's come as pulses with a delay.
 
 import argparse
 import dataclasses
+import functools as ft
 import math
 import time
 from collections.abc import Sequence
@@ -40,9 +41,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import plotting
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import pstate as ps
@@ -162,17 +162,12 @@ def make_ensemble(inhibition: Float[Array, " draws"], trials: int, key: PRNGKeyA
     return make_draws(inhibition, jr.split(key, len(inhibition)), trials)
 
 
-@jax.jit
-def simulate_block(ensemble: Network) -> tuple[Network, Bool[Array, "steps draws trials neurons"]]:
-    """Advance all trials of all draws by `BLOCK` milliseconds, and return their spikes too."""
+@ps.jit
+def simulate_block(ensemble: Network) -> Bool[Array, "steps draws trials neurons"]:
+    """Advance all trials of all draws by `BLOCK` milliseconds, and return their spikes."""
     one_draw = ps.vmap2(Network.__call__, in_axes=None, state_in_axes=TRIALS)
     all_draws = ps.vmap2(one_draw, state_in_axes=DRAWS)
-
-    def step(ensemble: Network, _: None) -> tuple[Network, Bool[Array, "draws trials neurons"]]:
-        spikes, ensemble = ps.pure(all_draws)(ensemble)
-        return ensemble, spikes
-
-    return jax.lax.scan(step, ensemble, length=round(BLOCK / STEP))
+    return ps.for_loop(ft.partial(all_draws, ensemble), length=round(BLOCK / STEP))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,18 +182,19 @@ class Simulation:
 
 def simulate(ensemble: Network, blocks: int) -> Simulation:
     """Simulate so many blocks, after one that compiles and lets the networks forget how they began."""
+    advance = ps.pure(simulate_block)
     start = time.perf_counter()
-    ensemble, _ = jax.block_until_ready(simulate_block(ensemble))
+    _, ensemble = jax.block_until_ready(advance(ensemble))
     compiled = time.perf_counter()
     spikes: list[Bool[np.ndarray, "steps draws trials neurons"]] = []
     for _ in tqdm(range(blocks), desc="simulating", unit=f" x {BLOCK} ms"):
-        ensemble, block = simulate_block(ensemble)
+        block, ensemble = advance(ensemble)
         spikes.append(np.asarray(block))
     seconds = (time.perf_counter() - compiled) / blocks
     return Simulation(ensemble, np.concatenate(spikes), compiled - start, seconds)
 
 
-# What came of it ------------------------------------------------------------------------------------
+# Results --------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,7 +251,7 @@ def table(report: Report) -> str:
     networks = f"{draws} x {trials} networks"
     return "\n".join(
         [
-            f"{'':7}{'inhibition':>13}{'firing rate':>16}{'+- trials':>13}{'CV':>13}",
+            f"{'':7}{'inhibition':>13}{'firing rate':>16}{'± trials':>13}{'CV':>13}",
             rule,
             *rows,
             rule,
@@ -263,84 +259,6 @@ def table(report: Report) -> str:
             f"{'the first time, with compiling':47}{simulation.seconds_to_compile:13.2f} s",
         ]
     )
-
-
-BLUE, RED = "tab:blue", "tab:red"
-
-
-def draw_raster(report: Report, path: Path, trials: int = 3, milliseconds: int = 400) -> None:
-    """Draw the spikes of the middle draw in the first trials, and the firing rate of all its neurons."""
-    draw = len(report.inhibition) // 2
-    spikes = report.simulation.spikes[: round(milliseconds / STEP), draw]
-    shown = min(trials, spikes.shape[1])
-    figure = Figure(figsize=(10, 2.1 * shown + 2.6), layout="constrained")
-    *rasters, activity = figure.subplots(
-        shown + 1, 1, sharex=True, squeeze=False, height_ratios=[1.0] * shown + [0.9]
-    )[:, 0]
-    for trial, ax in enumerate(rasters):
-        draw_spikes(ax, spikes[:, trial])
-        ax.set_ylabel(f"trial {trial + 1}")
-    draw_activity(activity, spikes)
-    activity.set(xlabel="time (ms)", xlim=(0, len(spikes) * STEP))
-    figure.suptitle(
-        f"Spikes of {EXCITATORY} excitatory (blue) and {INHIBITORY} inhibitory (red) neurons, "
-        f"inhibition {report.inhibition[draw]:.2f}"
-    )
-    figure.savefig(path, dpi=150)
-
-
-def draw_spikes(ax: Axes, spikes: Bool[np.ndarray, "steps neurons"]) -> None:
-    """A point for each spike, the inhibitory neurons on top."""
-    step, neuron = np.nonzero(spikes)
-    excitatory = neuron < EXCITATORY
-    for chosen, color in ((excitatory, BLUE), (~excitatory, RED)):
-        ax.plot(step[chosen] * STEP, neuron[chosen], ".", color=color, markersize=3, markeredgewidth=0)
-    ax.set(ylim=(-3, NEURONS + 3), yticks=[])
-    ax.spines[["top", "right", "left"]].set_visible(False)
-
-
-def draw_activity(
-    ax: Axes, spikes: Bool[np.ndarray, "steps trials neurons"], window: float = 4.0
-) -> None:
-    """The firing rate of all neurons, in windows of so many ms: in the first trial, and in all."""
-    steps = round(window / STEP)
-    windows = len(spikes) // steps
-    binned = spikes[: windows * steps].reshape(windows, steps, *spikes.shape[1:])
-    rates = binned.mean(axis=(1, 3)) * 1e3 / STEP
-    middles = (np.arange(windows) + 0.5) * window
-    ax.plot(middles, rates[:, 0], color="tab:gray", linewidth=1, label="trial 1")
-    ax.plot(middles, rates.mean(axis=1), color="black", linewidth=2, label=f"mean of {rates.shape[1]}")
-    ax.margins(y=0.3)  # for the legend
-    ax.set(ylabel="firing rate (Hz)", ylim=(0, None))
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, ncols=2, loc="upper right")
-
-
-def draw_rates(report: Report, path: Path) -> None:
-    """Draw firing rate and irregularity against the strength of inhibition."""
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_against(left, report.inhibition, report.rates)
-    draw_against(right, report.inhibition, report.irregularity)
-    left.set(ylabel="firing rate, mean of the neurons (Hz)", ylim=(0, None))
-    right.set(ylabel="irregularity: CV of inter-spike intervals")
-    left.legend(frameon=False)
-    figure.suptitle(f"{len(report.rates)} draws of a spiking network")
-    figure.savefig(path, dpi=150)
-
-
-def draw_against(
-    ax: Axes, inhibition: Float[np.ndarray, " draws"], measured: Float[np.ndarray, "draws trials"]
-) -> None:
-    """A point for each trial of each draw, and the mean of the trials."""
-    trials = measured.shape[1]
-    each = np.repeat(inhibition, trials)
-    ax.plot(each, measured.ravel(), "o", color=BLUE, alpha=0.35, markeredgewidth=0, label="a trial")
-    ax.plot(inhibition, measured.mean(axis=1), "k_-", markersize=12, label=f"mean of {trials} trials")
-    ax.set(xlabel="strength of inhibition")
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -361,10 +279,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
     key1, key2 = jr.split(jr.key(0))
     ensemble = make_ensemble(draw_inhibition(options.draws, key1), options.trials, key2)
     report = evaluate(simulate(ensemble, options.milliseconds // BLOCK))
-    options.out.mkdir(parents=True, exist_ok=True)
     raster, rates = options.out / "spiking_raster.png", options.out / "spiking_rates.png"
-    draw_raster(report, raster)
-    draw_rates(report, rates)
+    middle = report.simulation.spikes[:, options.draws // 2]
+    plotting.draw_raster(raster, middle, STEP, EXCITATORY)
+    plotting.draw_rates(rates, report.inhibition, report.rates, report.irregularity)
     print(table(report))
     print(f"\nwritten: {raster}, {rates}")
     return report

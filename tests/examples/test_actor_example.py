@@ -31,12 +31,12 @@ def actor():
     """The example as a module. Its annotations, shapes and kinds of states included, are checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
-        with install_import_hook("actor_rollouts", "beartype.beartype"):
+        with install_import_hook(("actor_rollouts", "plotting"), "beartype.beartype"):
             module = importlib.import_module("actor_rollouts")
         # An optimiser is made of functions. One that is made again would be another program to compile.
         patch.setattr(module, "make_optimiser", ft.cache(module.make_optimiser))
         yield module
-    del sys.modules["actor_rollouts"]
+    del sys.modules["actor_rollouts"], sys.modules["plotting"]
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +342,7 @@ def test_the_picture_is_drawn(report, picture):
 
 def test_standing(actor):
     """All poles are up at first, and a pole that stayed up for n steps is up after the n-th."""
-    up = actor.standing(np.array([1, 3, 3, 200], np.float32))
+    up = actor.plotting.standing(np.array([1, 3, 3, 200], np.float32), 200)
     assert up.shape == (201,)
     assert up[[0, 1, 2, 3, 4, 200]].tolist() == [1, 1, 0.75, 0.75, 0.25, 0.25]
 

@@ -30,9 +30,9 @@ def spiking():
     """The example as a module. Its annotations, shapes and kinds of states included, are checked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
-        with install_import_hook("spiking_ensemble", "beartype.beartype"):
+        with install_import_hook(("spiking_ensemble", "plotting"), "beartype.beartype"):
             yield importlib.import_module("spiking_ensemble")
-    del sys.modules["spiking_ensemble"]
+    del sys.modules["spiking_ensemble"], sys.modules["plotting"]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def make(spiking):
 def simulated(spiking, make):
     """An ensemble, and its spikes in the first milliseconds."""
     ensemble = make()
-    _, spikes = spiking.simulate_block(ensemble)
+    spikes, _ = ps.pure(spiking.simulate_block)(ensemble)
     return ensemble, np.asarray(spikes[: round(SHORT / spiking.STEP)])
 
 
@@ -171,7 +171,7 @@ def test_the_layout_does_not_matter(spiking, make, simulated, monkeypatch):
     ensemble = make()
     assert ensemble.voltage.value.shape == (spiking.NEURONS, TRIALS, DRAWS)
     assert ensemble.trace.value.shape == (TRIALS, DRAWS, spiking.NEURONS)
-    after, ours = spiking.simulate_block(ensemble)
+    ours, after = ps.pure(spiking.simulate_block)(ensemble)
     assert the_same(np.asarray(ours), spikes)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, ensemble)
 
@@ -223,6 +223,13 @@ def test_the_pictures_are_drawn(report, folder):
         assert (panel.max(axis=-1) < 0.1).sum() > 500
 
 
+def test_correlation(spiking):
+    """It is 1 for two trials that spike alike, and next to nothing for two that are independent."""
+    spikes = np.random.default_rng(0).random((500, 2, 40)) < 0.05
+    assert abs(spiking.plotting.correlation(spikes)) < 0.03
+    assert spiking.plotting.correlation(spikes[:, [0, 0]]) == pytest.approx(1)
+
+
 def test_the_table_has_everyone(spiking, report):
     """A row for each draw, then the time; all rows of the same width."""
     lines = spiking.table(report).splitlines()
@@ -260,8 +267,9 @@ def test_one_of_each_is_enough(spiking, report, tmp_path):
     ensemble = ps.update(report.simulation.ensemble, {("inhibition",): report.inhibition[:1]})
     spikes = report.simulation.spikes[:, :1, :1]
     one = spiking.evaluate(dataclasses.replace(report.simulation, ensemble=ensemble, spikes=spikes))
-    spiking.draw_raster(one, tmp_path / "raster.png")
-    spiking.draw_rates(one, tmp_path / "rates.png")
+    raster, rates = tmp_path / "raster.png", tmp_path / "rates.png"
+    spiking.plotting.draw_raster(raster, spikes[:, 0], spiking.STEP, spiking.EXCITATORY)
+    spiking.plotting.draw_rates(rates, one.inhibition, one.rates, one.irregularity)
     assert len(list(tmp_path.iterdir())) == 2
     assert one.rates == report.rates[0, 0]
     assert one.irregularity == report.irregularity[0, 0]

@@ -11,27 +11,27 @@ from states.cells import cell, net
 
 
 def test_summary_prints():
-    """A row for each state and each array outside states, and totals by kind, in aligned columns."""
+    """A row for each state and array outside states, totals beside their kind, and columns aligned."""
     assert (
         str(ps.summary(net()))
         == repr(ps.summary(net()))
         == """\
 net
-place                kind         shape   dtype     elements  bytes
--------------------------------------------------------------------
-net.cells[0].weight  ParamState   (3, 3)  f32              9     36
-net.cells[0].hidden  HiddenState  (3,)    f32              3     12
-net.cells[0].scale   array        ()      f16              1      2
-net.cells[1].weight  ParamState   (3, 3)  f32              9     36
-net.cells[1].hidden  HiddenState  (3,)    f32              3     12
-net.cells[1].scale   array        ()      f16              1      2
-net.rng              RandomState  ()      key<fry>         1      8
--------------------------------------------------------------------
-2                    ParamState                           18     72
-2                    HiddenState                           6     24
-2                    array                                 2      4
-1                    RandomState                           1      8
-7                    total                                27    108"""
+place                kind         shape     dtype     elements  bytes
+---------------------------------------------------------------------
+net.cells[0].weight  ParamState   (3, 3)    f32              9     36
+net.cells[0].hidden  HiddenState  (3,)      f32              3     12
+net.cells[0].scale   array        ()        f16              1      2
+net.cells[1].weight  ParamState   (3, 3)    f32              9     36
+net.cells[1].hidden  HiddenState  (3,)      f32              3     12
+net.cells[1].scale   array        ()        f16              1      2
+net.rng              RandomState  ()        key<fry>         1      8
+---------------------------------------------------------------------
+                     ParamState   2 states                  18     72
+                     HiddenState  2 states                   6     24
+                     array        2 arrays                   2      4
+                     RandomState  1 state                    1      8
+                     total        7                         27    108"""
     )
 
 

@@ -21,8 +21,8 @@ from .tables import Cells, Table
 class SummaryRow:
     """One array. A state without arrays has a row too, whose `shape` and `dtype` are `None`.
 
-    `path` is what `pstate.states` calls the state; the arrays of a container share it. `place` is the
-    array as code.
+    `path` is the path of the state in `pstate.states`; the arrays of a container share it. `place`
+    is the place of the array, as code.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class SummaryRow:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """What there is of a kind: `count` states (or arrays outside states), their elements and bytes."""
+    """The total of a kind: `count` states (or arrays outside states), their elements and bytes."""
 
     count: int
     size: int
@@ -75,8 +75,11 @@ class Summary:
         return self._table().html()
 
     def _table(self) -> Table:
-        each = [_total_cells(kind, total) for kind, total in self.totals.items()]
-        foot = [*each, _total_cells("total", self.total)]
+        each = [
+            _total_cells(kind, _counted(total.count, "array" if kind == "array" else "state"), total)
+            for kind, total in self.totals.items()
+        ]
+        foot = [*each, _total_cells("total", f"{self.total.count:,}", self.total)]
         return Table(
             self.title, _HEADER, [_cells(row) for row in self.rows], foot, right=frozenset({4, 5})
         )
@@ -86,7 +89,7 @@ _HEADER = ("place", "kind", "shape", "dtype", "elements", "bytes")
 
 
 def _total(rows: tuple[SummaryRow, ...] | list[SummaryRow]) -> Total:
-    # Arrays of one container stand at one path, and are one state.
+    # The arrays of one container have the same path, and are one state.
     count = len({row.path for row in rows})
     return Total(count, sum(row.size for row in rows), sum(row.nbytes for row in rows))
 
@@ -104,27 +107,32 @@ def _cells(row: SummaryRow) -> Cells:
     )
 
 
-def _total_cells(kind: str, total: Total) -> Cells:
-    return f"{total.count:,}", kind, "", "", f"{total.size:,}", f"{total.nbytes:,}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _total_cells(kind: str, count: str, total: Total) -> Cells:
+    # Places may be long, so the count is right of the kind, not far to the left of it.
+    return "", kind, count, "", f"{total.size:,}", f"{total.nbytes:,}"
 
 
 @public
 def summary(tree: PyTree, filter: Filter = ...) -> Summary:  # noqa: A002
     """The states of a tree, and the arrays outside states, as a table with totals.
 
-    Only shapes and dtypes are looked at: trees of `jax.ShapeDtypeStruct`, live trees and trees under a
-    JAX trace will do. No random state is split or drawn from.
+    Only shapes and dtypes are looked at, so trees of `jax.ShapeDtypeStruct`, live trees and trees
+    under a JAX trace work too. No random state is split or drawn from.
 
     **Arguments:**
 
     - `tree`: any pytree. Leaves that are neither states nor arrays, such as Python numbers, are left
         out.
-    - `filter`: which states and arrays to list; see `pstate.filter`. One that names something and
-        selects nothing warns (`UnmatchedFilterWarning`).
+    - `filter`: which states and arrays to list; see `pstate.filter`. One that names something but
+        selects nothing causes a warning (`UnmatchedFilterWarning`).
 
     **Returns:** an object that prints as a table. `rows` has one entry for each array, and one for each
     state without arrays: `path`, `place`, `kind`, `tag`, `shape`, `dtype`, `size`, `nbytes`. `totals`
-    is `{kind: total}` and `total` is that of all kinds: `count`, `size`, `nbytes`. An array that stands
+    is `{kind: total}` and `total` is that of all kinds: `count`, `size`, `nbytes`. An array that is
     at two places counts twice.
 
     !!! example
@@ -140,10 +148,10 @@ def summary(tree: PyTree, filter: Filter = ...) -> Summary:  # noqa: A002
         tree['w']  ParamState   (300, 2)  f32         600  2,400
         tree['x']  array        (3,)      f32           3     12
         --------------------------------------------------------
-        1          HiddenState                          0      0
-        1          ParamState                         600  2,400
-        1          array                                3     12
-        3          total                              603  2,412
+                   HiddenState  1 state                 0      0
+                   ParamState   1 state               600  2,400
+                   array        1 array                 3     12
+                   total        3                     603  2,412
         >>> ps.summary(net, ps.ParamState).total.nbytes
         2400
     """

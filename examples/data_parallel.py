@@ -9,17 +9,17 @@ of the minibatch, and on the gradient. There are eight lanes, always, and two wa
 | `shard_map2` | `ps.shard_map2`: a device for each lane, and the collectives as written | whole | 8 |
 | `jit` | `ps.vmap2` in `ps.jit`, on sharded arrays: XLA puts collectives in | cut | 1, 2, 4 or 8 |
 
-Both split the random stream of the dropout masks into a key per lane, the same keys. So the losses are
-the same up to rounding, whatever the number of processes and devices; also where a run is stopped, and
-goes on from its checkpoint on another number of them.
+Both split the random stream of the dropout masks into the same keys, one per lane. So the losses are the
+same up to rounding, whatever the number of processes and devices, even if a run is stopped and continues
+from its checkpoint on another number of them.
 
     pip install -e ".[examples]"
     python examples/data_parallel.py --processes 2 --checkpoint digits_run
     python examples/data_parallel.py --processes 1 --checkpoint digits_run --resume --steps 600
 
-Each command starts its processes, which share eight forced CPU devices and speak over loopback. On
-several machines start one on each yourself: with `--process`, its number, and with `--coordinator`,
-the address and port at which the first one listens.
+Each command starts its processes, which share eight forced CPU devices and talk over loopback. On
+several machines, start one on each yourself: give its number with `--process`, and with `--coordinator`
+the address and port at which process 0 listens.
 """
 
 import argparse
@@ -88,7 +88,7 @@ class Layer(eqx.Module):
         x = x @ self.weight.value
         mean, variance = self.mean.value, self.variance.value
         if not self.inference:
-            # Both in one collective: what several processes do most is to wait for each other.
+            # Both in one collective, because each makes the processes wait for each other.
             mean, square = jax.lax.pmean((x.mean(axis=0), (x**2).mean(axis=0)), "data")
             variance = square - mean**2
             self.mean.value = 0.9 * self.mean.value + 0.1 * mean
@@ -182,7 +182,7 @@ def make_step(how: str, mesh: Mesh) -> Callable[..., tuple[Float[Array, ""], Run
 def accuracy(
     network: Network, images: Float[Array, "batch 64"], labels: Int[Array, " batch"]
 ) -> Float[Array, ""]:
-    """The share of images that a network, in inference mode, reads rightly."""
+    """The share of images that a network in inference mode classifies correctly."""
     return (network(images).argmax(axis=-1) == labels).mean()
 
 
@@ -226,9 +226,8 @@ def checkpoints(folder: Path | None, every: int) -> Iterator[ocp.CheckpointManag
     if folder is None:
         yield None
         return
-    if not hasattr(
-        jax, "set_mesh"
-    ):  # JAX 0.6, where Orbax cannot share out what is whole on all devices
+    # With JAX 0.6 Orbax cannot share out the writing of what is whole on all devices.
+    if not hasattr(jax, "set_mesh"):
         handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
         ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     options = ocp.CheckpointManagerOptions(save_interval_steps=every, max_to_keep=2)
@@ -288,9 +287,8 @@ def train(options: argparse.Namespace) -> None:
                 bar.set_postfix(loss=f"{float(value):.4f}")
     right = float(accuracy(eqx.nn.inference_mode(run.network), *digits.to_test()))
     if first:
-        print(
-            f"{jax.process_count()} processes, {jax.device_count()} devices: {100 * right:.1f} % right"
-        )
+        count, devices = jax.process_count(), jax.device_count()
+        print(f"processes: {count}, devices: {devices}, test accuracy: {right:.1%}")
 
 
 # Processes ------------------------------------------------------------------------------------------
@@ -374,7 +372,7 @@ def launch(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def how_it_ended(code: int | None) -> str:
-    """What is to be said of a process that did not end well."""
+    """The message about a process that did not end well."""
     if code is None:
         return f"ended by this command, {GRACE} seconds after another one"
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"

@@ -178,7 +178,7 @@ def test_two_processes_agree_with_one(whole, tmp_path):
     agree(found, whole)
     out = printed(tmp_path, "out")
     assert len(re.findall(r"^process \d of 2: pid \d+$", out, re.M)) == 2
-    (right,) = re.findall(r"^2 processes, 8 devices: (\d+\.\d) % right$", out, re.M)
+    (right,) = re.findall(r"^processes: 2, devices: 8, test accuracy: (\d+\.\d)%$", out, re.M)
     assert float(right) > 50
     assert printed(tmp_path, "err").count("100%|") >= 1
     assert set(re.findall(r"\| (\d+)/15 ", printed(tmp_path, "err"))) <= {str(i) for i in range(16)}
@@ -221,7 +221,7 @@ def test_killed_and_resumed_elsewhere(whole, tmp_path):
     assert (min(after) - 1) % 5 == 0
     assert max(after) == STEPS
     agree(after, whole)
-    assert "1 processes, 4 devices" in printed(tmp_path, "out")
+    assert "processes: 1, devices: 4, " in printed(tmp_path, "out")
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -5,6 +5,7 @@ Blocks of a page that are marked `<!-- needs: flax -->` run here, among its othe
 """
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,27 @@ def test_both_sides_do_what_the_page_shows(page: Path):
     for name in needed(page):
         peer(name)
     check(page, having=needed(page))
+
+
+@pytest.mark.parametrize("page", COMPARED, ids=name_of)
+def test_names_of_peers_exist(page: Path):
+    """What a page names of a peer, in code and prose alike, is there."""
+    for name in needed(page):
+        peer(name)
+    text = page.read_text()
+    for prefix, module in {"nnx": "flax.nnx", "brainstate": "brainstate"}.items():
+        if module.partition(".")[0] in needed(page):
+            names = re.findall(rf"\b{prefix}\.([A-Za-z]\w*(?:\.[A-Za-z]\w*)*)", text)
+            assert [n for n in names if not exists(importlib.import_module(module), n)] == []
+
+
+def exists(thing: object, name: str) -> bool:
+    """Whether a thing has an attribute, by a dotted name."""
+    for part in name.split("."):
+        if not hasattr(thing, part):
+            return False
+        thing = getattr(thing, part)
+    return True
 
 
 PAGE = """

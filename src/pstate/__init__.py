@@ -52,13 +52,11 @@ from ._transforms.custom_vjp import custom_vjp as custom_vjp
 from ._transforms.fori_loop import fori_loop as fori_loop
 from ._transforms.grad import (
     grad as grad,
-    hessian as hessian,
-    jacfwd as jacfwd,
-    jacrev as jacrev,
     jvp as jvp,
     value_and_grad as value_and_grad,
     vjp as vjp,
 )
+from ._transforms.jacobians import hessian as hessian, jacfwd as jacfwd, jacrev as jacrev
 from ._transforms.jit import jit as jit
 from ._transforms.loops import for_loop as for_loop, scan as scan
 from ._transforms.while_loop import while_loop as while_loop

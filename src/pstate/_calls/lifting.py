@@ -1,9 +1,9 @@
-"""Transforms that run their function under a trace of their own.
+"""Transforms that run their function under their own trace.
 
-The leaves of a call go through one of JAX's transforms, as arrays, and come back with a note. Keys that
-the lanes of a mapping around the call have not split yet are *deferred*: they are computed before, where
-they can be, and the need for those that the function did not touch is taken back. A random state that no
-draw touched then comes back as it was.
+The leaves of a call go through one of JAX's transforms, as arrays, and come back with a note. Keys
+that the lanes of a mapping around the call have not split yet are *deferred*: they are computed
+beforehand, if possible, and those that the function did not touch are released again. So a random
+state that no draw touched comes back as it was.
 """
 
 from collections.abc import Collection
@@ -16,9 +16,10 @@ from .contract import Contract
 from .notes import Note
 from .running import Writes
 from .transform import Transform
+from .typed import C, P, R
 
 
-class Lifted(Transform):
+class Lifted(Transform[P, R, C]):
     """A transform of a function of arrays, lifted to calls with states."""
 
     __slots__ = ()
@@ -38,15 +39,15 @@ class Lifted(Transform):
     ) -> tuple[Note, tuple[Any, Writes]]:
         """Run on the leaves of a call, none of them deferred.
 
-        Gives the note; and the output, with what was written.
+        Returns the note; and the output, with what was written.
         """
         raise NotImplementedError
 
     def _run_computed(self, call: Call, contract: Contract | None) -> tuple[Note, tuple[Any, Writes]]:
         """Run with deferred leaves computed.
 
-        **Raises:** `StateError` for a buffer that was given up before. It is looked for where something
-        failed: to ask each array costs more than a call.
+        **Raises:** `StateError` for a buffer that was donated before. It is only looked for after a
+        failure: checking each array costs more than a call.
         """
         if not call.kinds.has_deferred:
             try:

@@ -1,15 +1,15 @@
 """`pure`: the boundary between stateful functions and pure ones.
 
 `pure(f)(model, x)` runs `f` with live states and returns `(out, model)`. Around a transform it runs
-the transform itself on the leaves of the call, without making anything live in between.
+the transform itself on the leaves of the call, without making any state live in between.
 """
 
 import functools as ft
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, overload
 
 from .._ground.errors import StaleStateWarning
-from .._ground.integers import Positions, as_argnums
+from .._ground.integers import Integer, Positions, as_argnums
 from .._ground.public import public
 from .._ground.tracebacks import hide_own_frames
 from .._ground.typing import Filter
@@ -28,9 +28,10 @@ from .giving_back import line_giving_back, refuse_echo, updated
 from .running import Writes, run_body
 from .signature import FN
 from .transform import Transform, code_of
+from .typed import Body, Bound, C, F, FIn, Given, Instance, Module, Out, P, Q, R, Tree
 
 
-class Pure(Transform):
+class Pure(Transform[P, R, C]):
     """What `pure` returns: an ordinary function of pytrees."""
 
     __slots__ = ("argnums", "writes")
@@ -38,7 +39,7 @@ class Pure(Transform):
     argnums: int | tuple[int, ...] | None
     writes: Filter
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:
             inner, argnums = self.fun, self.argnums
@@ -59,7 +60,8 @@ class Pure(Transform):
             if writes and None in carriers:
                 self._warn_of_stale(call, writes)
             given = tuple([updated(call, carrier, writes) for carrier in carriers])
-            return out, given if isinstance(argnums, tuple) else given[0]
+            result: Any = out, given if isinstance(argnums, tuple) else given[0]
+            return result
         except BaseException as error:
             hide_own_frames(error)
             raise
@@ -67,14 +69,14 @@ class Pure(Transform):
     def lower(self, /, *args: Any, **kwargs: Any) -> Any:
         """The program of a call of `ps.pure(ps.jit(f))`, lowered; see `pstate.jit`.
 
-        **Returns:** what has the methods of a `jax.stages.Lowered`; what its `compile()` gives is called
-        like this function, and returns `(out, updated)`.
+        **Returns:** an object with the methods of a `jax.stages.Lowered`; the result of its
+        `compile()` is called like this function, and returns `(out, updated)`.
         """
         inner: Any = self.fun
         if not hasattr(inner, "_lower"):
             code = code_of(inner)
             raise TypeError(
-                f"{self!r} is not compiled as a whole, so there is no program to lower. Compile it: "
+                f"{self!r} is not compiled as a whole, so it has no program to lower. Compile it: "
                 f"ps.pure(ps.jit({code})).lower(...), or jax.jit({self!r}).lower(...)."
             )
         call = inner._take_apart(args, kwargs)
@@ -82,9 +84,10 @@ class Pure(Transform):
         return inner._lower(call, Contract(call, carriers, self.writes), self)
 
     def _warn_of_stale(self, call: Call, writes: Writes) -> None:
-        """Warn, once, where the bound module was written before, and is as it was at first.
+        """Warn, once, if the bound module was written in an earlier call but starts from its old values.
 
-        Only calls in one trace follow each other: JAX runs a body anew for other shapes, say.
+        Only calls in one trace follow each other: JAX may run a body again, for example for other
+        shapes.
         """
         own = self.__dict__
         wrote, argument_of_slot = own.get(_WROTE), call.signature.argument_of_slot
@@ -98,16 +101,16 @@ class Pure(Transform):
         own[_WROTE] = _TOLD
         root = root_name(carrier_of(self.fun))
         warn(
-            f"{self._code()} was called again. Each call starts from the `{root}` that it was made of, "
-            f"and what the last one wrote to `{call.place(bound)}` is not in it. Go on from the "
-            f"`{root}` that came back; nothing is compiled anew:\n"
+            f"{self._code()} was called again. Each call starts from the `{root}` that it was built "
+            f"from, which does not have what the last call wrote to `{call.place(bound)}`. Continue "
+            f"with the `{root}` that came back; nothing is compiled again:\n"
             f"    {line_giving_back(call, code_of(self._remade), bound)}",
             StaleStateWarning,
         )
 
     @property
     def _remade(self) -> Any:
-        """What a loop makes anew of the module that came back."""
+        """What a loop makes of the returned module in each step."""
         return self.fun
 
     def __repr__(self) -> str:
@@ -116,7 +119,8 @@ class Pure(Transform):
         return f"ps.pure({', '.join([code_of(self.fun), *argnums, *writes])})"
 
     def _maker(self) -> Callable[[Any], Any]:
-        return ft.partial(pure, argnums=self.argnums, writes=self.writes)
+        options: dict[str, Any] = {"argnums": self.argnums, "writes": self.writes}
+        return ft.partial(pure, **options)
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         assert contract is not None  # a transform around `pure` rebuilds it in its body, and calls it
@@ -128,7 +132,7 @@ class Pure(Transform):
             aliases=call.aliases,
         )
         try:
-            # What is read by closure here is the tree from before: a value, and no part of the call.
+            # A read by closure here gives the tree from before: a value, not a part of the call.
             with threading_states(_NOTHING):
                 run = run_body(call.signature, call.leaves, recording, call.place_of)
         except (RuntimeError, ValueError) as error:
@@ -139,7 +143,7 @@ class Pure(Transform):
         return run.out, run.writes
 
 
-#: Where a bound function notes the trace in which it wrote to its module, and that it has warned.
+#: Where a bound function records the trace in which it wrote to its module, and that it has warned.
 _WROTE = "wrote"
 _TOLD = object()
 
@@ -154,6 +158,75 @@ class _Nothing:
 _NOTHING = _Nothing()
 
 
+class PureOf(Protocol[FIn]):
+    """What `pure` makes of a function that is bound to no module, to a type checker.
+
+    Whether argument 0 is a tree of states, which is given back, the call tells from the function.
+    """
+
+    @overload
+    def __call__(  # pyright: ignore[reportOverlappingOverload]
+        self: "PureOf[Callable[Concatenate[Tree, Q], Out]]",
+        tree: Tree,
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> tuple[Out, Tree]: ...
+    @overload
+    def __call__(
+        self: "PureOf[Callable[Concatenate[Tree, Q], Out]]",
+        tree: Packed[Tree],
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> tuple[Out, Packed[Tree]]: ...
+    @overload
+    def __call__(
+        self: "PureOf[Callable[Concatenate[Body, Q], Any]]",
+        tree: Given,
+        /,
+        *args: Q.args,
+        **kwargs: Q.kwargs,
+    ) -> tuple[Any, Given]: ...
+    @overload
+    def __call__(
+        self: "PureOf[Callable[Q, Out]]", *args: Q.args, **kwargs: Q.kwargs
+    ) -> tuple[Out, Any]: ...
+
+    def lower(self, /, *args: Any, **kwargs: Any) -> Any: ...
+
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> "PureOf[FIn]": ...
+    @overload
+    def __get__(
+        self: "PureOf[Callable[Concatenate[Any, Q], Out]]", instance: Instance, owner: Any = None
+    ) -> "Pure[Q, tuple[Out, Instance], Instance]": ...
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def pure(  # pyright: ignore[reportOverlappingOverload]
+        fn: Bound[Q, Out, Module], /, *, argnums: None = None, writes: Filter = ...
+    ) -> Pure[Q, tuple[Out, Module], Module]: ...
+    @overload
+    def pure(fn: F, /, *, argnums: Literal[0] | None = None, writes: Filter = ...) -> PureOf[F]: ...
+    @overload
+    def pure(
+        fn: Callable[Q, Out], /, *, argnums: Integer, writes: Filter = ...
+    ) -> Pure[Q, tuple[Out, Any]]: ...
+    @overload
+    def pure(
+        fn: Callable[Q, Out], /, *, argnums: Iterable[Integer], writes: Filter = ...
+    ) -> Pure[Q, tuple[Out, tuple[Any, ...]]]: ...
+    @overload
+    def pure(*, argnums: Literal[0] | None = None, writes: Filter = ...) -> Callable[[F], PureOf[F]]: ...
+    @overload
+    def pure(
+        *, argnums: Positions, writes: Filter = ...
+    ) -> Callable[[Callable[Q, Out]], Pure[Q, tuple[Out, Any]]]: ...
+
+
 @public
 def pure(
     fn: Callable[..., Any] | None = None,
@@ -165,23 +238,23 @@ def pure(
     """A pure function of pytrees from a function that writes states.
 
     `pure(f)(model, x)` returns `(out, model)`: what `f` returns, and the argument whose states it
-    wrote, with the new values. Nothing that was passed is changed, and what was not written comes
-    back as the very same arrays. The result is an ordinary function, which `jax.jit`, `jax.vmap`,
-    `eqx.filter_jit` and `diffrax` take. Usable as a decorator, with options and without.
+    wrote, with the new values. Nothing that you pass is changed, and values that were not written
+    come back as the same array objects. The result is an ordinary function, which `jax.jit`,
+    `jax.vmap`, `eqx.filter_jit` and `diffrax` take. Usable as a decorator, with or without options.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one.
-    - `argnums`: which positional arguments are given back, as the caller counts them. By default the
-        module of a bound method, a callable module, a partial that holds states; else argument 0. A
-        tuple gives a tuple, the bound module (if any) first.
+    - `argnums`: which positional arguments are returned with their new states, as the caller counts
+        them. By default the module of a bound method, a callable module, or a partial that holds
+        states; otherwise argument 0. A tuple returns a tuple, with the bound module (if any) first.
     - `writes`: a filter, as a contract: which states may be written.
 
     **Returns:** a function with the arguments of `fn` that returns `(out, updated)`.
 
     **Raises:** `FrozenStateError` for a write to a state in an argument outside `argnums`, in a keyword
-    argument, or outside `writes`; `AliasedStateError` for a write to a state that stands at two
-    places, and where a state that is given back also stands in the output.
+    argument, or outside `writes`; `AliasedStateError` for a write to a state that is at two places,
+    and if a state that is given back is also in the output.
 
     !!! example
 
@@ -203,7 +276,7 @@ def pure(
     while isinstance(inner, Transform):
         if isinstance(inner, Pure):
             raise TypeError(
-                f"{code_of(fn)} is pure already: it returns (out, tree) and writes nothing. Call it as "
+                f"{code_of(fn)} is already pure: it returns (out, tree) and writes nothing. Call it as "
                 "it is."
             )
         inner = inner.fun

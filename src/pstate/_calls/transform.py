@@ -1,12 +1,12 @@
-"""What all transforms share: a stateful function in, a stateful function out.
+"""The base of all transforms: a stateful function in, a stateful function out.
 
-A transform is a pytree whose one child is the callable that it wraps; its options are static. A call of
-it is *taken apart*, *run*, and what was written is *given back*: by `pure`, which has a contract about
-it, or else into the live states that came in.
+A transform is a pytree whose one child is the callable that it wraps; its options are static. A
+call of it is *taken apart* and *run*, and its writes are *given back*: by `pure`, which has a
+contract for this, or else into the live states that came in.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, overload
 
 import jax.tree_util as jtu
 
@@ -18,13 +18,14 @@ from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
 from .notes import Note
 from .running import Run, Writes
+from .typed import C, Instance, Out, P, Q, R
 
 
 _set = object.__setattr__
 
 
 class _OfWrapped:
-    """An attribute that a transform takes from what it wraps; the class has its own, or none."""
+    """An attribute that a transform takes from the callable that it wraps."""
 
     def __init__(self, get: Callable[[Any], Any], *own: Any):
         self._get = get
@@ -38,14 +39,14 @@ class _OfWrapped:
         return self._own[0]
 
 
-class Transform(Wrapper):
-    """A callable made of a callable. As a callable it is hashed by identity, so that JAX takes it.
+class Transform(Wrapper, Generic[P, R, C]):
+    """A callable made from a callable. It is hashed by identity, like a function, so JAX accepts it.
 
-    The options of a subclass are its slots, and keywords of its constructor.
+    The options of a subclass are its `__slots__`, and keywords of its constructor.
     """
 
     # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
-    # `__getattr__` would do for the latter, and make every attribute slower to read.
+    # `__getattr__` would do for the latter, but it makes every attribute slower to read.
     __slots__ = ("__dict__", "__weakref__", "fun")
 
     fun: Callable[..., Any]
@@ -82,12 +83,12 @@ class Transform(Wrapper):
         return transform
 
     def _of(self, fun: Any) -> Any:
-        """The same transform of another callable."""
+        """The same transform, of another callable."""
         return self._unflatten(_flatten(self)[1], (fun,))
 
     # Calling ------------------------------------------------------------------------------------
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:
             call = self._take_apart(args, kwargs)
@@ -104,16 +105,16 @@ class Transform(Wrapper):
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         """Run a call of the wrapped callable: its output, and what was written.
 
-        `contract` is that of the `pure` which gives the written states back, if there is one.
+        `contract` is that of the `pure` that gives back the written states, if there is one.
         """
         raise NotImplementedError
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`(out, packed)` where a call whose argument 0 is packed has a shorter way; else `None`."""
+        """`(out, packed)` if there is a fast path for a call whose argument 0 is packed; else `None`."""
         return None
 
     def _refuse(self, call: Call, found: Note | Run, contract: Contract | None) -> None:
-        """Raise where a state that somebody gives back also stands in the output; and for lost edits."""
+        """Raise if a state that is given back is also in the output; and for lost edits."""
         if found.edited and contract is not None:
             contract.refuse_edits(found.edited, self._code())
         if found.echoed:
@@ -128,7 +129,7 @@ class Transform(Wrapper):
         return f"ps.{_class_name(self).lower()}({code_of(self.fun)})"
 
     def _line(self, call: Call, index: int) -> str:
-        """The line of code that gives the state of a slot back, for messages."""
+        """The line of code that gives back the state of a slot, for messages."""
         return line_giving_back(call, code_of(self), index)
 
     def __repr__(self) -> str:
@@ -143,8 +144,20 @@ class Transform(Wrapper):
 
     # As an object -------------------------------------------------------------------------------
 
+    if TYPE_CHECKING:  # see `typed.py`
+
+        @property
+        def __class__(self) -> type[C]: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+        @overload
+        def __get__(self, instance: None, owner: Any = None) -> "Transform[P, R, C]": ...
+        @overload
+        def __get__(
+            self: "Transform[Concatenate[Any, Q], Out, Any]", instance: Instance, owner: Any = None
+        ) -> "Transform[Q, Out, Instance]": ...
+
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        # On a method in a class body, `self` is the uncounted extra argument.
+        # On a method in a class body, `self` is the implicit first argument.
         if instance is None:
             return self
         inner = self.fun
@@ -154,7 +167,7 @@ class Transform(Wrapper):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(
-            f"{self!r} is immutable; got {name}={value!r}. Make another with the options that you want."
+            f"{self!r} is immutable; got {name}={value!r}. Make another with the options that you need."
         )
 
     def __reduce__(self) -> Any:
@@ -163,10 +176,10 @@ class Transform(Wrapper):
         return self._maker(), (self.__wrapped__,)
 
     def _maker(self) -> Callable[[Any], Any]:
-        """What makes this transform of its callable, by public names, which pickles may know."""
-        raise TypeError(f"{self!r} is a part of a call, and cannot be pickled.")
+        """The public function that makes this transform from its callable, for pickles."""
+        raise TypeError(f"{self!r} is part of a call, and cannot be pickled.")
 
-    # A callable's identity is its own, whatever arrays it holds.
+    # A callable equals only itself, whatever arrays it holds.
     def __hash__(self) -> int:
         return object.__hash__(self)
 
@@ -198,13 +211,13 @@ def code_of(fn: Any) -> str:
 
 
 def _is_decorated(fn: Transform) -> bool:
-    """Whether the function's own name leads to a transform of it, as after `@ps.vmap2`."""
+    """Whether the function's name refers to a transform of it, as after `@ps.vmap2`."""
     found = _named_alike(fn)
     return isinstance(found, Transform) and anchor_of(found) is anchor_of(fn)
 
 
 def _named_alike(fn: Transform) -> Any:
-    """What the function's own name leads to."""
+    """The object that the function's name refers to."""
     anchor = anchor_of(fn)
     first, *rest = getattr(anchor, "__qualname__", "").split(".")
     found = getattr(anchor, "__globals__", {}).get(first)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from types import EllipsisType, UnionType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 
 PyTree = Any
 
-#: What selects states; see `pstate.filter`.
+#: Anything that selects states; see `pstate.filter`.
 Filter = (
     type
     | str
@@ -22,3 +22,9 @@ Filter = (
 
 #: Which states go along which axis, in priority order; a bare filter means `{0: filter}`.
 StateAxes = Mapping[Any, Any] | Filter
+
+if TYPE_CHECKING:
+    #: What to do with a write that differs between lanes and has no axis.
+    Policy = Literal["raise", "warn", "ignore"]
+else:
+    Policy = str  # any other raises an error that names these

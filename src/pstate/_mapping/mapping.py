@@ -1,14 +1,14 @@
-"""`StatefulMapping`: the core that all mappings share.
+"""`StatefulMapping`: the core of all mappings.
 
 A call is taken apart (`call.py`), the program of its structure is found (`compiled.py`) or made
-(`program.py`), and run: through `jax.jit` where nothing is being traced, and inlined otherwise.
+(`program.py`), and run: through `jax.jit` if nothing is being traced, and inlined otherwise.
 """
 
 import functools as ft
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, overload
 
 import jax
 
@@ -19,10 +19,11 @@ from .._calls.flat_function import flat_function_of
 from .._calls.giving_back import check_writes
 from .._calls.running import Writes
 from .._calls.transform import Transform, code_of
+from .._calls.typed import C, Instance, Out, P, Q, R
 from .._ground.integers import Integer, Positions
 from .._ground.public import public
 from .._ground.tracebacks import hide_own_frames
-from .._ground.typing import Filter, StateAxes
+from .._ground.typing import Filter, Policy, StateAxes
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled, aval
 from .._programs.entry import Entry
@@ -38,37 +39,38 @@ from .single_lane import run_lane
 
 
 @public
-class StatefulMapping(Compiled):
+class StatefulMapping(Compiled[P, R, C]):
     """A function mapped over lanes, states included. What `vmap2` and `pmap2` return.
 
-    It is called like the function, with arguments that have an axis more where they are mapped. Called
-    eagerly it is compiled once for each signature and cached; under a trace, or `jax.disable_jit()`,
-    it is inlined.
+    It is called like the function; mapped arguments have one more axis. Called eagerly, it is
+    compiled once for each signature and cached; under a trace, or `jax.disable_jit()`, it is
+    inlined.
 
     **Arguments:**
 
     - `fun`: a function, bound method, callable module, partial, or a transform of one.
-    - `in_axes`, `out_axes`: `jax.vmap`'s prefixes, or (`in_axes`) a dict by argument name, with axes or
-        functions of the leaf. A bound module is not counted and is broadcast. Keyword arguments are
-        mapped over axis 0.
+    - `in_axes`, `out_axes`: prefixes as in `jax.vmap`; `in_axes` may also be a dict by argument
+        name, with axes or functions of the leaf. A bound module is an implicit first argument: leave
+        it out of `in_axes`; it is broadcast. Keyword arguments are mapped along axis 0.
     - `state_in_axes`, `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning
-        `{0: filter}`. `None` says the same for all lanes. In `state_out_axes` a callable in the place of
-        an axis takes the stacked lanes, with shape `(axis_size, ...)`, to one value.
-    - `unexpected_out_state_mapping`: what to do with a write that no axis is declared for and that
-        differs between lanes: `"raise"`, or give it a new axis 0 and `"warn"`, or `"ignore"`.
+        `{0: filter}`. `None` means the same in all lanes. In `state_out_axes` a callable instead of
+        an axis reduces the stacked lanes, with shape `(axis_size, ...)`, to one value.
+    - `unexpected_out_state_mapping`: what to do with a write that differs between lanes and has no
+        declared axis: `"raise"` an error; or give it a new axis 0, with a warning (`"warn"`) or
+        without (`"ignore"`).
     - `static_argnums`, `static_argnames`: arguments that are part of the program; they must be hashable.
-    - `axis_size`: the number of lanes; inferred from the mapped arrays where it is left out.
-    - `axis_name`: a name for `jax.lax.pmean` and its like.
-    - `name`: what messages and profiles call the function.
+    - `axis_size`: the number of lanes; inferred from the mapped arrays if left out.
+    - `axis_name`: a name for `jax.lax.pmean` and other collectives.
+    - `name`: the name of the function in messages and profiles.
     - `mapping_fn`: any function with `jax.vmap`'s keywords.
     - `mapping_kwargs`: more keywords for it.
     - `chunk_size`: how many lanes run at a time; see `vmap2`.
-    - `donate_argnums`, `donate`: whose buffers are given up; see `pmap2`.
+    - `donate_argnums`, `donate`: which buffers are given up; see `pmap2`.
 
     **Raises:** `ValueError` for an unknown policy, and, when called, for axes that do not fit the
-    arguments; `BatchAxisError` for states whose axes do not hold or are missing; `FrozenStateError`
-    where a state was written and nobody takes the new value; `TypeError` for an unhashable leaf that is
-    no array.
+    arguments; `BatchAxisError` for states whose axes do not fit or are missing; `FrozenStateError`
+    if a state was written and the new value would be lost; `TypeError` for an unhashable non-array
+    leaf.
 
     !!! example
 
@@ -88,17 +90,17 @@ class StatefulMapping(Compiled):
 
     def __init__(
         self,
-        fun: Callable[..., Any],
+        fun: Callable[P, R],
         in_axes: Any = 0,
         out_axes: Any = 0,
         state_in_axes: StateAxes = None,
         state_out_axes: StateAxes = None,
-        unexpected_out_state_mapping: str = "raise",
+        unexpected_out_state_mapping: Policy = "raise",
         static_argnums: Positions = (),
         static_argnames: str | Iterable[str] = (),
         axis_size: Integer | None = None,
         axis_name: Any = None,
-        name: Any = None,  # a string; checked with a message of its own
+        name: Any = None,  # a string; checked with its own message
         mapping_fn: Callable[..., Any] = jax.vmap,
         mapping_kwargs: Mapping[str, Any] | None = None,
         chunk_size: Integer | None = None,
@@ -157,8 +159,18 @@ class StatefulMapping(Compiled):
 
     @property
     def axis_size(self) -> int | None:
-        """The number of lanes, where it was given."""
+        """The number of lanes, if it was given."""
         return self.options.axis_size
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: Any = None) -> "StatefulMapping[P, R, C]": ...
+        @overload
+        def __get__(
+            self: "StatefulMapping[Concatenate[Any, Q], Out, Any]", instance: Instance, owner: Any = None
+        ) -> "StatefulMapping[Q, Out, Instance]": ...
+        def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
     # Calling ------------------------------------------------------------------------------------
 
@@ -187,7 +199,7 @@ class StatefulMapping(Compiled):
         if kinds.has_deferred:
             operands = [x.get() if type(x) is Deferred else x for x in operands]
         if self.options.on_devices:
-            # Not left to JAX: one device would fail and the others wait for it.
+            # Not left to JAX: one device would fail, and the others would wait for it.
             call.refuse_deleted(self._code)
             return self._entry(call).run(operands, lambda meta: self._check(call, meta, contract))
         try:
@@ -197,7 +209,7 @@ class StatefulMapping(Compiled):
             raise
 
     def _check(self, call: Call, meta: Meta, contract: Contract | None) -> None:
-        """Refuse what would be refused after the call, when buffers are gone."""
+        """Raise the errors that would be raised after the call, when buffers are gone."""
         if self.options.donates:
             self._refuse(call, meta, contract)
             idle = idle_writes(call, meta, contract)
@@ -222,12 +234,13 @@ class StatefulMapping(Compiled):
     # Looking ------------------------------------------------------------------------------------
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """What the mapping decides for a call, as a table: nothing is computed.
+        """The plan of a call: what the mapping decides, as a table. Nothing is computed.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        The arguments are those of a call, with `jax.ShapeDtypeStruct`s instead of arrays if you
+        like.
 
-        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks. A write
-        that a call would refuse for want of an axis is a note here.
+        **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks. A
+        write that a call would refuse because no axis is declared is a note here.
 
         !!! example
 
@@ -247,7 +260,7 @@ class StatefulMapping(Compiled):
         program = self._program(call)
         operands = call.kinds.operands(call.leaves)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the notes of the table say it
+            warnings.simplefilter("ignore")  # the notes of the table say the same
             _, meta = jax.eval_shape(program.explained, *map(aval, operands))
         options = self.options
         layout = call.signature.layout
@@ -257,15 +270,15 @@ class StatefulMapping(Compiled):
         notes = (*notes, *meta.problems)
         return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes)
 
-    def lane(self, index: int) -> "Lane":
+    def lane(self, index: int) -> "Lane[P, R, C]":
         """One lane, run eagerly and without the others: for `print` and `pdb`.
 
-        Calling it with the arguments of a call gives the lane's output, with the values and draws that
-        lane `index` has in the mapping. States that it writes hold the lane's values and come back
-        through `pstate.pure(mapped.lane(i))(...)`; they are not written back otherwise. Collectives
-        over `axis_name` have no meaning in a single lane.
+        Calling it with the arguments of a call returns the lane's output, with the values and draws
+        that lane `index` has in the mapping. States that it writes hold the lane's values and come
+        back through `pstate.pure(mapped.lane(i))(...)`; otherwise they are not written back.
+        Collectives over `axis_name` have no meaning in a single lane.
 
-        **Raises:** `IndexError`, when called, for a lane that is not there.
+        **Raises:** `IndexError`, when called, for a lane that does not exist.
         """
         return Lane(self, index=index)
 
@@ -276,7 +289,7 @@ class StatefulMapping(Compiled):
         return ft.partial(StatefulMapping, **self.options.given())
 
 
-class Lane(Transform):
+class Lane(Transform[P, R, C]):
     """One lane of a mapping, which is `fun`; see `StatefulMapping.lane`."""
 
     __slots__ = ("index",)
@@ -284,7 +297,7 @@ class Lane(Transform):
     fun: Any  # a mapping
     index: int
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __tracebackhide__ = True
         try:
             out, _ = self._run(self._take_apart(args, kwargs))
@@ -310,7 +323,7 @@ class Lane(Transform):
 
 
 def idle_writes(call: Call, meta: Meta, contract: Contract | None) -> set[int]:
-    """The keys that lanes only read: where nobody threads them there is nothing to advance."""
+    """The keys that lanes only read: if they are not threaded, there is nothing to advance."""
     if contract is not None:
         return set()
     return {i for i in meta.soft if call.states[i]._cell is None}

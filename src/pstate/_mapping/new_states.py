@@ -1,11 +1,11 @@
 """New states of a module, made for all lanes at once.
 
-`init_state` runs once, mapped. A state that it makes goes to the first of: no axis, if it is a
-`NonBatchState`; the axis of the first filter that matches; axis 0. What the module held before stays as
-it was.
+`init_state` runs once, mapped. The axis of a state that it makes is the first of these that
+applies: no axis, if it is a `NonBatchState`; the axis of the first filter that matches; axis 0.
+States that the module held before stay as they were.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.tree_util as jtu
@@ -31,33 +31,34 @@ from ..filter import Everything, OfType
 from .mapping import StatefulMapping
 
 
-NewStates = dict[int | None, dict[Path, State]]
+M = TypeVar("M")
+NewStates = dict[int | None, dict[Path, State[Any]]]
 
 
 @public
 @short_tracebacks
 def vmap2_new_states(
-    module: PyTree,
+    module: M,
     init_kwargs: dict[str, Any],
     state_tag: str | None = None,
     axis_size: Integer | None = None,
     state_out_axes: StateAxes = None,
-) -> tuple[PyTree, NewStates]:
-    """Run `init_all_states` once, mapped, so that each lane has states of its own.
+) -> tuple[M, NewStates]:
+    """Run `init_all_states` once, mapped, so that each lane has its own states.
 
     **Arguments:**
 
     - `module`: an Equinox module in which some module defines `init_state`. It is not changed.
-    - `init_kwargs`: the keywords of `init_all_states`, the same for all lanes. A `RandomState` among
-        them is split, so that lanes draw differently; a bare key is refused. Inside a recording a live
-        one is advanced; a frozen one serves as a seed.
+    - `init_kwargs`: the keywords of `init_all_states`, the same for all lanes. A `RandomState`
+        among them is split, so that lanes draw different numbers; a bare key is refused. Inside a
+        recording a live one is advanced; a frozen one serves as a seed.
     - `state_tag`: a tag that the new states get.
     - `axis_size`: the number of lanes.
     - `state_out_axes`: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`.
 
     **Returns:** `(module, states)`: the module with its new states, and the new states by axis and path,
-    `{axis: {path: state}}`. A state goes to `None` if it is a `NonBatchState`; else to the axis of the
-    first filter that matches; else to axis 0.
+    `{axis: {path: state}}`. The axis is `None` for a `NonBatchState`; otherwise that of the first
+    filter that matches; otherwise 0.
 
     **Raises:** `ValueError` without `axis_size` and for a bare key; `BatchAxisError` for a
     `NonBatchState` whose value differs between lanes; `TypeError` for keywords that do not fit.
@@ -82,15 +83,15 @@ def vmap2_new_states(
 @public
 @short_tracebacks
 def pmap2_new_states(
-    module: PyTree,
+    module: M,
     init_kwargs: dict[str, Any],
     state_tag: str | None = None,
     axis_size: Integer | None = None,
     state_out_axes: StateAxes = None,
-) -> tuple[PyTree, NewStates]:
-    """The same as `vmap2_new_states`, with a device for each lane.
+) -> tuple[M, NewStates]:
+    """The same as `vmap2_new_states`, with one device per lane.
 
-    **Arguments:** as there; `axis_size` is the number of local devices where it is left out.
+    **Arguments:** as there; `axis_size` defaults to the number of local devices.
 
     **Returns:** as there. States with an axis live on their devices, the others are replicated.
 
@@ -102,7 +103,7 @@ def pmap2_new_states(
 
 
 class Made(NamedTuple):
-    """The module with its new states; these by axis and path; and what was put in besides values."""
+    """The module with its new states; these by axis and path; and the changes other than values."""
 
     module: PyTree
     states: NewStates
@@ -118,9 +119,9 @@ def make_new_states(
     mapping_fn: Any,
     given_as: tuple[str, str],
 ) -> Made:
-    """What `vmap2_new_states` and `pmap2_new_states` do, with all that came of it.
+    """The work of `vmap2_new_states` and `pmap2_new_states`, with all its results.
 
-    `given_as` is what users call `state_out_axes`, and what has it.
+    `given_as` is the user's name for `state_out_axes`, and the function that has it.
     """
     if axis_size is None and mapping_fn is jax.pmap:
         axis_size = jax.local_device_count()
@@ -128,7 +129,7 @@ def make_new_states(
     size = as_index(axis_size)
     if size is None or size < 1:
         raise ValueError(
-            "axis_size is the number of lanes, an integer of at least 1, and nothing here tells it; "
+            "axis_size is the number of lanes, an integer of at least 1, and is needed here; "
             f"got {axis_size!r}. Write axis_size=4."
         )
     for name, value in init_kwargs.items():
@@ -151,7 +152,7 @@ def make_new_states(
         in_axes=None,
         out_axes=None,
         state_out_axes=_Located(rules, paths),
-        # States that are filled get their axis here, on purpose.
+        # States that are filled get their axis here, deliberately.
         unexpected_out_state_mapping="ignore",
         axis_size=size,
         name="init_all_states",
@@ -173,7 +174,7 @@ def make_new_states(
 
 
 def _advance(init_kwargs: dict[str, Any], advanced: dict[str, Any]) -> None:
-    """Write drawn-from random states back where they are live; a frozen one serves as a seed."""
+    """Write back random states that were drawn from, if live; a frozen one serves as a seed."""
     new = states(advanced)
     for path, state in states(init_kwargs).items():
         if state._cell is not None and not _same(state, new[path]):
@@ -181,7 +182,7 @@ def _advance(init_kwargs: dict[str, Any], advanced: dict[str, Any]) -> None:
 
 
 class _LocatedRule(Rule):
-    """A rule that the mapping does not warn of: it knows neither the option's name nor the module."""
+    """A rule that the mapping does not warn about: it knows neither the option nor the module."""
 
     @property
     def wants_a_match(self) -> bool:
@@ -189,7 +190,7 @@ class _LocatedRule(Rule):
 
 
 class _Located(Rules):
-    """Rules that see a state which was assigned at its place in the module, not in the output."""
+    """Rules that see an assigned state at its place in the module, not in the output."""
 
     def __new__(cls, rules: tuple[Rule, ...], paths: list[Path]) -> "_Located":
         return super().__new__(
@@ -252,6 +253,6 @@ def _refuse_bare_keys(name: str, value: Any) -> None:
     for leaf in jtu.tree_leaves(value, is_leaf=is_state):
         if not isinstance(leaf, State) and (is_typed_key(leaf) or is_raw_key(leaf)):
             raise ValueError(
-                f"init_kwargs[{name!r}] holds a bare key, with which all lanes would draw alike. Pass a "
+                f"init_kwargs[{name!r}] holds a bare key, so all lanes would draw the same. Pass a "
                 f"random state, which is split: {name}=ps.RandomState(key)."
             )

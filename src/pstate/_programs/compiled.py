@@ -13,6 +13,7 @@ import jax
 from .._calls.call import Call
 from .._calls.callables import anchor_of, anchors_of
 from .._calls.transform import Transform, code_of
+from .._calls.typed import C, P, R
 from .._ground.exact import exact_key
 from .cache import Programs
 from .recompilation import warn_of_recompilation
@@ -32,13 +33,13 @@ class CacheKey:
     entry: Any = dataclasses.field(repr=False)
 
 
-class Compiled(Transform):
+class Compiled(Transform[P, R, C]):
     """A transform that is compiled once for each signature of its calls."""
 
     __slots__ = ()
 
     def _options_key(self) -> Hashable:
-        """What tells transforms of one function apart."""
+        """The key that distinguishes transforms of one function."""
         raise NotImplementedError
 
     def _program(self, call: Call) -> Any:
@@ -46,11 +47,11 @@ class Compiled(Transform):
         raise NotImplementedError
 
     def _make_entry(self, program: Any) -> Any:
-        """What compiles and runs a program."""
+        """The object that compiles and runs a program."""
         raise NotImplementedError
 
     def _entry(self, call: Call) -> Any:
-        """The entry for calls of this structure, made where there is none."""
+        """The entry for calls of this structure, made if there is none."""
         anchor = anchor_of(self.fun)
         statics = self._static_keys(call, anchor)
         options = self._options_key()
@@ -75,8 +76,8 @@ class Compiled(Transform):
             except TypeError:
                 place = call.signature.place(call.signature.layout.key_path_of_leaf[i], call.names)
                 raise TypeError(
-                    f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so that "
-                    f"{code_of(self)} cannot tell programs apart by it; got {leaf!r}. Pass an array, "
+                    f"`{place}` is a {type(leaf).__name__}, neither an array nor hashable, so "
+                    f"{code_of(self)} cannot find a program by it; got {leaf!r}. Pass an array, "
                     "jnp.asarray(...), or something hashable."
                 ) from None
         return tuple(keys)
@@ -86,7 +87,7 @@ class Compiled(Transform):
     def get_arg_cache_key(self, *args: Any, **kwargs: Any) -> CacheKey:
         """The signature of a call: its structure, static leaves, and the shapes of its arrays.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        The arguments are those of a call, with `jax.ShapeDtypeStruct`s instead of arrays if you like.
 
         **Returns:** a hashable key, equal for calls that share a compiled program.
         """
@@ -99,16 +100,16 @@ class Compiled(Transform):
         """The program that belongs to a key of `get_arg_cache_key`.
 
         **Returns:** a `jax.core.ClosedJaxpr` whose inputs are the arrays of the call, in order, and
-        whose outputs are the arrays of the output and then of the written states. A call that ran
-        already is not traced again.
+        whose outputs are the arrays of the output and then of the written states. A call that has
+        already run is not traced again.
         """
         return key.entry.jaxpr(key.avals)
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """The program of a call, lowered: a `jax.stages.Lowered`.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays. To be
-        compiled and called, lower `pstate.jit` of the function.
+        The arguments are those of a call, with `jax.ShapeDtypeStruct`s instead of arrays if you
+        like. To compile and call the program, lower `pstate.jit` of the function.
         """
         key = self.get_arg_cache_key(*args, **kwargs)
         return key.entry.lower(key.avals)
@@ -118,6 +119,6 @@ def aval(leaf: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an operand, weak types included."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return jax.eval_shape(lambda x: x, leaf)
-    # Not by `jax.eval_shape`, which takes 0.2 ms for each.
+    # Not by `jax.eval_shape`, which takes 0.2 ms each time.
     weak = getattr(leaf, "weak_type", False)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak)

@@ -3,7 +3,7 @@
 import functools as ft
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Concatenate, Required, TypedDict, Unpack, overload
 
 import jax
 
@@ -14,6 +14,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import Note
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._calls.typed import Bound, C, Instance, Module, Out, P, Q, R
 from .._ground.integers import Positions
 from .._ground.public import public
 from .._ground.typing import Filter
@@ -27,12 +28,22 @@ from .options import ShardOptions, make_options
 from .shards import ShardProgram
 
 
-class ShardMapped(Jit):
-    """What `shard_map2` returns: compiled once for each signature where it is called eagerly."""
+class ShardMapped(Jit[P, R, C]):
+    """What `shard_map2` returns. Called eagerly, it is compiled once for each signature."""
 
     __slots__ = ("options",)
 
     options: ShardOptions
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: Any = None) -> "ShardMapped[P, R, C]": ...
+        @overload
+        def __get__(
+            self: "ShardMapped[Concatenate[Any, Q], Out, Any]", instance: Instance, owner: Any = None
+        ) -> "ShardMapped[Q, Out, Instance]": ...
+        def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
     def _run_leaves(
         self, call: Call, leaves: list[Any], contract: Contract | None
@@ -48,7 +59,7 @@ class ShardMapped(Jit):
         return note, (out, {i: v for i, v in writes.items() if i not in idle} if idle else writes)
 
     def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None  # the shorter way is that of `jit`
+        return None  # only `jit` has a fast path
 
     def _options_key(self) -> Hashable:
         return ShardMapped, super()._options_key(), self.options
@@ -65,9 +76,10 @@ class ShardMapped(Jit):
         return ft.partial(shard_map2, **self.options.given(), **self._options())
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
-        """What the mapping decides for a call, as a table: nothing is computed.
+        """The plan of a call: what the mapping decides, as a table. Nothing is computed.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        The arguments are those of a call, with `jax.ShapeDtypeStruct`s instead of arrays if you
+        like.
 
         **Returns:** an `Explanation`, which prints as a table and shows as HTML in notebooks. A
         write that a call would refuse, because it differs between shards, is a note here.
@@ -103,6 +115,35 @@ class ShardMapped(Jit):
         return Explanation(code_of(self), meta.axis_size, tuple(meta.rows), notes, "shard")
 
 
+class KeywordsOfShardMap(TypedDict, total=False):
+    """The options of `shard_map2`."""
+
+    mesh: Any
+    in_specs: Required[Any]
+    out_specs: Required[Any]
+    state_in_specs: Mapping[Any, Any] | None
+    state_out_specs: Mapping[Any, Any] | None
+    axis_names: str | Iterable[str]
+    donate: Filter
+    donate_argnums: Positions
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def shard_map2(
+        fn: Bound[Q, Out, Module], /, **options: Unpack[KeywordsOfShardMap]
+    ) -> ShardMapped[Q, Out, Module]: ...
+    @overload
+    def shard_map2(
+        fn: Callable[Q, Out], /, **options: Unpack[KeywordsOfShardMap]
+    ) -> ShardMapped[Q, Out, object]: ...
+    @overload
+    def shard_map2(
+        **options: Unpack[KeywordsOfShardMap],
+    ) -> Callable[[Callable[Q, Out]], ShardMapped[Q, Out, object]]: ...
+
+
 @public
 def shard_map2(
     fn: Callable[..., Any] | None = None,
@@ -119,48 +160,51 @@ def shard_map2(
 ) -> Any:
     """Map a stateful function over the shards of a mesh.
 
-    As `jax.jit(jax.shard_map(fn))`, for functions with states. Each shard gets its block of what a
-    spec cuts, and the whole of the rest; `jax.lax.pmean(value, "data")` and its like reduce over
-    the mesh axes. The body is traced once, the program has the collectives that `fn` has and no
-    others, and gradients in `fn` are those of a shard, as under `jax.pmap` and `jax.vmap`.
+    It is `jax.jit(jax.shard_map(fn))` for functions with states. Each shard gets its block of the
+    arrays that a spec cuts, and the whole of the rest; collectives such as
+    `jax.lax.pmean(value, "data")` reduce over the mesh axes. The body is traced once, the program
+    has the collectives of `fn` and no others, and gradients in `fn` are those of one shard, as
+    under `jax.pmap` and `jax.vmap`.
 
-    A state goes in by the first filter of `state_in_specs` that matches; else a `RandomState` with
-    one key, or with keys that the shards share, is split, a key of each per shard, over the mesh
-    axes that `in_specs` name, in that order (or those of its rule); else a `NonBatchState` is the
-    same in all shards; else by its argument's `in_specs`. The draws are those of `vmap2` over as
-    many lanes, bit for bit (but not with `"rbg"` keys, with which `jax.vmap` draws other bits);
-    shards at the same place along the axes that are named share a key. The states of a bound
-    module are the same in all shards unless a filter says otherwise. A written state comes back by
-    the first filter of `state_out_specs` that matches; else by the spec that it came in by. An
-    unwritten state comes back as it went in.
+    On the way in, the first of these rules that applies to a state decides: the first filter of
+    `state_in_specs` that matches it; a `RandomState` whose key or keys all shards share is split,
+    and each shard gets its own key or keys, over the mesh axes that `in_specs` name, in that order
+    (or over those of its rule); a `NonBatchState` is the same in all shards; otherwise the
+    `in_specs` of its argument. The draws are those of `vmap2` over the same number of lanes, bit
+    for bit (but not with `"rbg"` keys, with which `jax.vmap` draws other bits); shards at the same
+    place along the named axes share a key. The states of a bound module are the same in all shards
+    unless a filter says otherwise. On the way back, a written state follows the first filter of
+    `state_out_specs` that matches; otherwise the spec that it came in by. A state that was not
+    written comes back as it went in.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one.
-    - `mesh`: a `jax.sharding.Mesh`; the one of the context, `jax.set_mesh(mesh)`, where it is left
-        out. Explicit axes and automatic ones.
+    - `mesh`: a `jax.sharding.Mesh`; by default that of the context, `jax.set_mesh(mesh)`. Its axes
+        may be explicit or automatic.
     - `in_specs`: a `PartitionSpec` for all positional arguments, or a tuple of pytree prefixes,
-        one for each, or a dict by argument name; a function of the leaf may stand for a spec. A
-        bound module is not counted. `None`, and what a dict does not name, is `P()`: the same in
-        all shards. Keyword arguments are `P()` unless a dict names them.
+        one for each, or a dict by argument name; a function of the leaf may be used instead of a
+        spec. Leave out a bound module. `None`, and arguments that a dict does not name, mean `P()`:
+        the same in all shards. Keyword arguments are `P()` unless a dict names them.
     - `out_specs`: a `PartitionSpec`, or a pytree prefix of the output.
-    - `state_in_specs`: `{spec: filter}` in priority order. Filters are asked about states only,
-        with the path within their argument.
-    - `state_out_specs`: likewise. A callable in the place of a spec is run in each shard, and
-        takes the value to one that all share: `{ft.partial(jax.lax.pmean, axis_name="data"):
-        ps.BatchState}`.
-    - `axis_names`: the mesh axes to map over, one or several; all that are left where it is empty.
-        Over the others arrays stay whole here, and are XLA's to place, or another mapping's.
-    - `donate`: a filter; the selected states give up their buffers where they are overwritten.
+    - `state_in_specs`: `{spec: filter}` in priority order. Filters apply to states only, with the
+        path within their argument.
+    - `state_out_specs`: the same for written states. A callable instead of a spec runs in each
+        shard, and reduces the value to one that all share:
+        `{ft.partial(jax.lax.pmean, axis_name="data"): ps.BatchState}`.
+    - `axis_names`: the mesh axes to map over, one or several; if empty, all that are not yet mapped
+        over. Along the others arrays stay whole here, and XLA places them, or another mapping maps
+        over them.
+    - `donate`: a filter; the selected states give up their buffers when they are overwritten.
     - `donate_argnums`: positional arguments, as the caller counts them, whose buffers are given up.
 
     **Returns:** a stateful function, called like `fn` with whole arrays. It has `explain(*args)`,
     `lower(*args)`, `get_arg_cache_key(*args)` and `get_jaxpr_by_cache(key)`, as `StatefulMapping`
     has.
 
-    **Raises:** when called: `ValueError` where there is no mesh, for a mesh axis that there is
-    not, and for specs that do not fit the arguments; `BatchAxisError` for an array that cannot be
-    cut evenly, and for a value that leaves as the same along a mesh axis and differs between its
+    **Raises:** when called: `ValueError` if there is no mesh, for a mesh axis that does not exist,
+    and for specs that do not fit the arguments; `BatchAxisError` for an array that cannot be cut
+    evenly, and for a value that leaves as the same along a mesh axis but differs between its
     shards; otherwise as `jit`.
 
     !!! example

@@ -1,9 +1,9 @@
-"""`sharded_init`: a model computed where it will live."""
+"""`sharded_init`: a model computed on the devices where it will live."""
 
 import functools as ft
 import itertools as it
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.tree_util as jtu
@@ -19,24 +19,28 @@ from .shard import each_once, shard
 from .shardings import Placed, placed
 
 
-@public
-def sharded_init(make: Callable[..., Any], rules: Any, mesh: Any = None) -> Callable[..., Any]:
-    """A function that makes a model where it will live, without a whole copy on any device.
+P = ParamSpec("P")
+T = TypeVar("T")
 
-    `make` is traced and compiled, so that each device computes its own shards. What it draws is what it
-    draws under `jax.jit` on one device, bit for bit.
+
+@public
+def sharded_init(make: Callable[P, T], rules: Any, mesh: Any = None) -> Callable[P, T]:
+    """A function that makes a model on its devices, without a whole copy on any of them.
+
+    `make` is traced and compiled, so each device computes its own shards. Its draws are the same as
+    under `jax.jit` on one device, bit for bit.
 
     **Arguments:**
 
     - `make`: returns a model, or any pytree of arrays and states; an initialisation with
-        `pstate.nn.init_all_states`, or with `pstate.vmap2_new_states` for an ensemble. It runs once in a
-        call.
+        `pstate.nn.init_all_states`, or with `pstate.vmap2_new_states` for an ensemble. It runs once
+        per call.
     - `rules`: `{PartitionSpec: filter}` in priority order, as for `pstate.shardings`.
-    - `mesh`: a `jax.sharding.Mesh`; that of the context, unless given.
+    - `mesh`: a `jax.sharding.Mesh`; by default that of the context.
 
-    **Returns:** a function of the arguments of `make`, which returns what that returns, with its arrays
-    where the rules say. Arrays among the arguments are traced; every other leaf, such as a size, stays
-    as it is.
+    **Returns:** a function with the arguments of `make`, which returns the result of `make` with
+    its arrays sharded by the rules. Arrays among the arguments are traced; every other leaf, such
+    as a size, is static.
 
     **Raises:** when called, what `pstate.shardings` raises.
 
@@ -56,7 +60,7 @@ def sharded_init(make: Callable[..., Any], rules: Any, mesh: Any = None) -> Call
     @ft.wraps(make)
     @short_tracebacks
     def init(*args: Any, **kwargs: Any) -> Any:
-        if not is_eager():  # another program is being made: constrained in it
+        if not is_eager():  # inside another program: the arrays are constrained there
             return shard(make(*args, **kwargs), rules, mesh)
         jitted, operands, build = init_program(make, rules, mesh, args, kwargs)
         return build(jitted(*operands))
@@ -67,7 +71,7 @@ def sharded_init(make: Callable[..., Any], rules: Any, mesh: Any = None) -> Call
 def init_program(
     make: Callable[..., Any], rules: Any, mesh: Any, args: Any, kwargs: Any
 ) -> tuple[Any, list[Any], Callable[[list[Any]], Any]]:
-    """What computes the arrays of a model in place; its operands; and what makes the model of them."""
+    """A function that computes a model's arrays in place; its operands; and how to build the model."""
     mesh = mesh_or_current(mesh, "ps.sharded_init")
     leaves, treedef = jtu.tree_flatten((args, kwargs))
     is_operand = [isinstance(leaf, ARRAYS) for leaf in leaves]
@@ -84,7 +88,7 @@ def init_program(
         pairs = [pair for item in once for pair in zip(item.leaves, item.shardings, strict=True)]
         return [x for x, sharding in pairs if sharding is not None]
 
-    # Traced once, to a jaxpr; that is compiled, with the shardings which the trace brought to light.
+    # Traced once, to a jaxpr, which is then compiled with the shardings that the trace has shown.
     jaxpr = jax.make_jaxpr(flat)(*operands)
     ((once, which, outer),) = made
     found = [sharding for item in once for sharding in item.shardings if sharding is not None]

@@ -1,12 +1,11 @@
 """`shard`: a tree on its devices, by filter."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .._ground.errors import AliasedStateError
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
-from .._ground.typing import PyTree
 from .._states.state import State
 from .._trees.packed import Packed, pack
 from .putting import put
@@ -14,29 +13,32 @@ from .shardings import Placed, placed
 from .specs import spec_code
 
 
+T = TypeVar("T")
+
+
 @public
 @short_tracebacks
-def shard(tree: PyTree, rules: Any, mesh: Any = None) -> PyTree:
+def shard(tree: T, rules: Any, mesh: Any = None) -> T:
     """Put the arrays of a tree where they are to live, by filter.
 
-    Only where they live changes: values, structure, kinds and tags stay. Inside a compiled function
-    arrays are constrained to be there (`jax.lax.with_sharding_constraint`, or `jax.reshard` on an
-    explicit mesh). Typed keys are put too, also across processes. A state that stands at two places
-    stays one.
+    Only the location of the arrays changes: values, structure, kinds and tags stay the same. Inside
+    a compiled function arrays are constrained (`jax.lax.with_sharding_constraint`, or `jax.reshard`
+    on an explicit mesh). Typed keys are handled too, also across processes. A state at two places
+    stays one state.
 
     **Arguments:**
 
-    - `tree`: any pytree. Where its states are live the arrays are written into them. A
+    - `tree`: any pytree. If its states are live, the arrays are written into them. A
         `jax.ShapeDtypeStruct` gets the sharding.
     - `rules`: `{PartitionSpec: filter}` in priority order, as for `pstate.shardings`; or a spec alone,
         as for a batch.
-    - `mesh`: a `jax.sharding.Mesh`; that of the context, unless given.
+    - `mesh`: a `jax.sharding.Mesh`; by default that of the context.
 
-    **Returns:** the tree with its arrays there; the same tree where its states are live. NumPy arrays
-    become JAX's.
+    **Returns:** the tree with its arrays there; the same tree if its states are live. NumPy arrays
+    become JAX arrays.
 
-    **Raises:** what `pstate.shardings` raises; `AliasedStateError` for one state at two places that
-    rules put apart.
+    **Raises:** what `pstate.shardings` raises; `AliasedStateError` for one state at two places that get
+    different specs.
 
     !!! example
 
@@ -64,7 +66,8 @@ def shard(tree: PyTree, rules: Any, mesh: Any = None) -> PyTree:
     result = treedef.unflatten(
         [i.item.leaf if is_live else one for i, one, is_live in zip(found, new, live, strict=True)]
     )
-    return pack(result) if isinstance(tree, Packed) else result
+    placed_tree: Any = pack(result) if isinstance(tree, Packed) else result
+    return placed_tree
 
 
 def _put_items(found: Sequence[Placed]) -> list[Any]:
@@ -79,9 +82,9 @@ def _put_items(found: Sequence[Placed]) -> list[Any]:
 
 
 def each_once(found: Sequence[Placed]) -> tuple[list[Placed], list[int]]:
-    """The states and arrays with one state at two places once; and for each item which of them it is.
+    """The states and arrays, each state once; and for each item, the index of its entry there.
 
-    **Raises:** `AliasedStateError` for one state at two places that rules put apart.
+    **Raises:** `AliasedStateError` for one state at two places with different specs.
     """
     once: list[Placed] = []
     which: list[int] = []
@@ -94,8 +97,8 @@ def each_once(found: Sequence[Placed]) -> tuple[list[Placed], list[int]]:
         elif item.shardings != once[at].shardings:
             raise AliasedStateError(
                 f"`{once[at].item.place}` and `{item.item.place}` are one state object at two places, "
-                f"and the rules put it apart: {_specs(once[at])} and {_specs(item)}. Have one rule for "
-                "both, or give each place its own state."
+                f"but the rules give it two specs: {_specs(once[at])} and {_specs(item)}. Use one rule "
+                "for both, or give each place its own state."
             )
         which.append(at)
     return once, which

@@ -13,7 +13,7 @@ class catch_new_states:  # noqa: N801 (used like a function)
 
     **Arguments:**
 
-    - `tag`: a tag, or several, which the states created inside get besides their own.
+    - `tag`: a tag, or several, which the states created inside get in addition to their own.
 
     !!! example
 
@@ -28,9 +28,9 @@ class catch_new_states:  # noqa: N801 (used like a function)
 
     def __init__(self, tag: Tag | None = None):
         self.tags = as_tags(tag)
-        self.states: list[State] = []
+        self.states: list[State[Any]] = []
 
-    def __enter__(self) -> list[State]:
+    def __enter__(self) -> list[State[Any]]:
         local.catchers = (*local.catchers, self)
         return self.states
 

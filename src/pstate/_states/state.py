@@ -6,16 +6,19 @@ takes its writes (`cell.py`).
 Invariants:
 
 - `tree_unflatten` validates nothing: JAX and Equinox put placeholders into trees.
-- An empty state's child is `None`, so it has no leaves and otherwise the structure of a filled one.
-- A copy made by flattening and unflattening is live only where its child is the cell's own value.
+- An empty state's child is `None`, so it has no leaves but otherwise the structure of a filled one.
+- A copy made by flattening and unflattening is live only if its child is the cell's own value.
 """
 
 import functools as ft
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 import jax.tree_util as jtu
 import wadler_lindig as wl
+from jax import Array
+from jax.typing import ArrayLike
+from typing_extensions import TypeVar
 
 from .._ground.annotations import annotation
 from .._ground.errors import FrozenStateError, UninitializedStateError
@@ -30,8 +33,9 @@ from .showing import doc_of, text_of, treescope_of
 from .threads import local, note_read, watch_read
 
 
-V = TypeVar("V")
-S = TypeVar("S", bound="State")
+#: What a state holds: arrays, or a pytree of them. Numbers become arrays.
+V = TypeVar("V", default=Array)
+S = TypeVar("S", bound="State[Any]")
 Tag = str | Iterable[str] | None
 
 _VALUE_KEY = jtu.GetAttrKey("value")
@@ -45,15 +49,16 @@ class State(ForgottenValue, Generic[V]):
     States are immutable. Inside `pstate.record` or a function run by `pstate.pure` they are live:
     assigning to `.value` is recorded, and the new value comes back in the returned tree.
 
-    Subclasses are kinds, by which filters select: `class Membrane(ps.HiddenState): ...`.
+    The class of a state is its kind, by which filters select; subclass one to make your own:
+    `class Membrane(ps.HiddenState): ...`.
 
     **Arguments:**
 
     - `value`: any pytree of arrays. Python numbers and NumPy arrays become strongly typed JAX
         arrays; containers are copied. Left out (or `None`), the state is declared but empty.
-    - `tag`: a string, or several, by which filters may select the state.
+    - `tag`: a string, or several, by which filters can select the state.
 
-    **Raises:** `TypeError` for a value that is no pytree of arrays.
+    **Raises:** `TypeError` for a value that is not a pytree of arrays.
 
     !!! example
 
@@ -72,7 +77,14 @@ class State(ForgottenValue, Generic[V]):
     _child: Any
     _tag: tuple[str, ...]
 
-    def __init__(self, value: V | None = None, *, tag: Tag = ()):
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(self, value: ArrayLike | None = None, *, tag: Tag = ()): ...
+        @overload
+        def __init__(self, value: V, *, tag: Tag = ()): ...
+
+    def __init__(self, value: Any = None, *, tag: Tag = ()):
         tags = as_tags(tag)
         for catcher in local.catchers:
             tags += tuple(t for t in catcher.tags if t not in tags)
@@ -92,13 +104,13 @@ class State(ForgottenValue, Generic[V]):
         # To a type checker `State[V]` is generic; at run time `State[hint]` is an annotation that
         # jaxtyping and beartype check.
         def __class_getitem__(cls, hint: Any) -> Any:
-            return cls if isinstance(hint, TypeVar) else annotation(cls, hint)
+            return cls if hint is Any or isinstance(hint, TypeVar) else annotation(cls, hint)
 
     @property
     def value(self) -> V:
         """The value: any pytree of arrays. A container is a copy.
 
-        **Raises:** `UninitializedStateError` where the state is empty. Assigning raises
+        **Raises:** `UninitializedStateError` if the state is empty. Assigning raises
         `FrozenStateError` outside a recording, and `TraceScopeError` under a trace or in a thread
         other than the recording's.
         """
@@ -112,7 +124,7 @@ class State(ForgottenValue, Generic[V]):
             value = copy(value)
         else:
             watch = local.watch
-            # A live state from outside the compiled body is captured, whoever wrote it last.
+            # A live state from outside the compiled body is captured, wherever it was last written.
             if watch is not None and not (cell.written and cell.recording.watch is watch):
                 watch_read(self, cell.get())
             value = cell.hand_out()
@@ -121,7 +133,7 @@ class State(ForgottenValue, Generic[V]):
         return value
 
     @value.setter
-    def value(self, value: V) -> None:
+    def value(self, value: V | ArrayLike) -> None:
         cell = self._cell
         if cell is None:
             raise FrozenStateError(frozen_message(self))
@@ -141,13 +153,13 @@ class State(ForgottenValue, Generic[V]):
         return state
 
     def _as_value(self, value: Any, old: Any) -> Any:
-        """What the state keeps of a value it is given; `old` is the value before."""
+        """A given value in the form in which the state keeps it; `old` is the value before."""
         if not is_leaf(value):
             _refuse_states_inside(type(self), value)
         return as_value(value, old)
 
     def _peek(self) -> Any:
-        """The value as it stands, `None` where empty, without any check or copy."""
+        """The value as it is, `None` if empty, without any check or copy."""
         cell = self._cell
         if cell is not None:
             return cell.get()
@@ -158,15 +170,15 @@ class State(ForgottenValue, Generic[V]):
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "value":
             raise FrozenStateError(
-                f"`{type(self).__name__}` has one attribute to write, `value`; got {name!r}. Static "
-                f"facts belong into the tag: {kind_code(type(self))}(value, tag=...)."
+                f"The only attribute of `{type(self).__name__}` that can be assigned is `value`; got "
+                f"{name!r}. Put static data in the tag: {kind_code(type(self))}(value, tag=...)."
             )
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         raise FrozenStateError(
-            f"Attribute {name!r} of `{type(self).__name__}` cannot be deleted. An empty state is "
-            f"made by {kind_code(type(self))}()."
+            f"Attribute {name!r} of `{type(self).__name__}` cannot be deleted. To make an empty state, "
+            f"write {kind_code(type(self))}()."
         )
 
     def __getstate__(self) -> tuple[tuple[str, ...], Any]:
@@ -204,14 +216,13 @@ def _refuse_states_inside(cls: type, value: Any) -> None:
     for key_path, item in jtu.tree_flatten_with_path(value, is_leaf=is_state)[0]:
         if isinstance(item, State):
             raise TypeError(
-                f"A state holds a pytree of arrays, and no states; got {item!r} at "
-                f"`.value{jtu.keystr(key_path)}`. Keep the tree of states beside it, in a field of "
-                "its own."
+                f"A state holds a pytree of arrays, not of states; got {item!r} at "
+                f"`.value{jtu.keystr(key_path)}`. Keep the tree of states in a separate field."
             )
 
 
 def as_tags(tag: Tag) -> tuple[str, ...]:
-    """The tags as a state keeps them."""
+    """The tags in the form in which a state keeps them."""
     several = () if tag is None else tag if isinstance(tag, Iterable) else (tag,)
     tags = (tag,) if isinstance(tag, str) else tuple(dict.fromkeys(several))
     if not all(isinstance(t, str) for t in tags):
@@ -240,14 +251,15 @@ def make_live(cls: type, recording: Recording, tag: tuple[str, ...], child: Any)
 
 
 def _flatten(state: State) -> tuple[tuple[Any], tuple[str, ...]]:
-    # Equinox takes modules apart wherever it binds a method: a deferred key is looked at, and still
-    # counts as not drawn from. But leaves of a state that did not come in by the arguments are read.
+    # Equinox takes modules apart whenever it binds a method: that looks at a deferred key, but does
+    # not count as drawing from it. But the leaves of a state that did not come in through the
+    # arguments are read.
     cell = state._cell
     collected = local.collected
     if local.threaded:
         note_read(state)
     if collected is not None:
-        # Whoever collects takes deferred values as they are and keeps them deferred.
+        # Collecting takes deferred values as they are and keeps them deferred.
         collected.append(state)
         return ((state._child,), state._tag) if cell is None else ((cell.value,), cell.link)
     child = state._child if cell is None else cell.value
@@ -276,7 +288,7 @@ def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
     _set_child(state, child)
     _set_tag(state, tag)
     if watch is not None:
-        watch.born.add(state)  # its leaves were taken from somewhere, and that was watched
+        watch.born.add(state)  # its leaves came from somewhere, and that read was watched
     if type(tag) is tuple:
         _set_cell(state, None)
     else:
@@ -286,7 +298,7 @@ def _unflatten(cls: type, tag: tuple[str, ...], children: Iterable[Any]) -> Any:
 
 
 def _is_value_of(child: Any, cell: Cell) -> bool:
-    # A container is rebuilt on the way, around the very same arrays.
+    # A container is rebuilt on the way, around the same array objects.
     value = cell.value
     if type(value) is Deferred:
         return child is value or (child is not None and child is value.computed)

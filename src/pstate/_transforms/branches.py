@@ -1,7 +1,7 @@
 """`cond` and `switch`: one of several functions.
 
-The states of what the branches are bound to, and of the operands, are held: each branch gives all of
-them back, so that branches may write different ones.
+The states that the branches are bound to, and those of the operands, are held: each branch gives
+back all of them, so branches may write different ones.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS
+from .._calls.typed import Out
 from .._ground.errors import StateTypeError
 from .._ground.exact import exact_key
 from .._ground.public import public
@@ -31,7 +32,7 @@ from .statements import shown_arguments
 
 @dataclasses.dataclass
 class _Found:
-    """What the run of a branch found: structures and types. No values: they are tracers."""
+    """The results of running a branch: structures and types. No values: they are tracers."""
 
     fn: str
     out_treedef: Any
@@ -48,7 +49,7 @@ class _Found:
 class _Choice(FlowFunction):
     """A choice among branches, for calls of one structure.
 
-    `codes` are the callables as code; `order` says which of them each branch is.
+    `codes` are the callables as code; `order` has the index of each branch among them.
     """
 
     choose: Callable[..., Any]
@@ -142,7 +143,7 @@ class _Choosing:
                 )
         for slot, a, b in zip(self.held.slots, one.varying, other.varying, strict=True):
             for first, second in ((a, b), (b, a)):
-                what = "where it leaves one branch, and does where it leaves another"
+                what = "when it leaves one branch, but does when it leaves another"
                 refuse_varying(self.body, slot, first, second, what)
         self._refuse_other_output(one, other)
 
@@ -189,7 +190,7 @@ class _Chooser(ControlFlow):
             (name, *_) = call.names
             raise TypeError(
                 f"`{name}` of {self._code()} is an array of shape () or a number; got {args[0]!r}. "
-                "For each lane by itself there is ps.vmap2."
+                "To choose for each lane by itself use ps.vmap2."
             )
         return call
 
@@ -217,7 +218,7 @@ class _Chooser(ControlFlow):
 
 
 def _chooser(choose: Callable[..., Any], branches: Sequence[Callable[..., Any]], lead: str) -> _Chooser:
-    """A choice among branches; one that stands twice is one callable."""
+    """A choice among branches; one that is listed twice is one callable."""
     distinct = list({id(branch): branch for branch in branches}.values())
     order = tuple(next(k for k, one in enumerate(distinct) if one is b) for b in branches)
     return _Chooser(Several(tuple(map(as_tree, distinct)), (lead,)), choose=choose, order=order)
@@ -227,28 +228,28 @@ def _chooser(choose: Callable[..., Any], branches: Sequence[Callable[..., Any]],
 @short_tracebacks
 def cond(
     pred: Any,
-    true_fun: Callable[..., Any],
-    false_fun: Callable[..., Any],
+    true_fun: Callable[..., Out],
+    false_fun: Callable[..., Out],
     *operands: Any,
     **keywords: Any,
-) -> Any:
+) -> Out:
     """Call one of two functions.
 
-    As `jax.lax.cond`, with states: those of the modules that the functions are bound to, of partials,
-    and of the operands. The branches may write different ones. Called eagerly the choice is compiled
-    once for each signature.
+    It is `jax.lax.cond` with states: those of the modules that the functions are bound to, of
+    partials, and of the operands. The branches may write different states. Called eagerly, it is
+    compiled once for each signature.
 
     **Arguments:**
 
     - `pred`: a `bool` of shape `()`.
     - `true_fun`, `false_fun`: functions, bound methods, callable modules or partials:
         `f(*operands, **keywords)`. Both return the same tree, with the same shapes and dtypes.
-    - `operands`, `keywords`: any pytrees. Numbers become arrays; what else is no array stays as it is.
+    - `operands`, `keywords`: any pytrees. Numbers become arrays; other non-array leaves are static.
 
     **Returns:** what the chosen function returns.
 
     **Raises:** `StateTypeError` for a state that leaves the branches with different shapes or dtypes;
-    `TypeError` for outputs that differ; `FrozenStateError` for a write that nobody takes.
+    `TypeError` for outputs that differ; `FrozenStateError` for a write that would be lost.
 
     !!! example
 
@@ -268,16 +269,16 @@ def cond(
 
 @public
 @short_tracebacks
-def switch(index: Any, branches: Sequence[Callable[..., Any]], *operands: Any, **keywords: Any) -> Any:
+def switch(index: Any, branches: Sequence[Callable[..., Out]], *operands: Any, **keywords: Any) -> Out:
     """Call one of several functions.
 
-    As `jax.lax.switch`, with states; see `cond`.
+    It is `jax.lax.switch` with states; see `cond`.
 
     **Arguments:**
 
-    - `index`: an integer of shape `()`, clamped to the branches there are.
-    - `branches`: functions, bound methods, callable modules or partials: `f(*operands, **keywords)`. One
-        that stands twice is traced once.
+    - `index`: an integer of shape `()`, clamped to the number of branches.
+    - `branches`: functions, bound methods, callable modules or partials:
+        `f(*operands, **keywords)`. One that is listed twice is traced once.
     - `operands`, `keywords`: any pytrees.
 
     **Returns:** what the chosen function returns.

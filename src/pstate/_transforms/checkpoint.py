@@ -1,8 +1,8 @@
-"""`checkpoint`: recompute in the backward pass instead of keeping."""
+"""`checkpoint`: recompute in the backward pass instead of keeping results."""
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._calls.typed import Bound, C, Module, Out, P, Q, R
 from .._ground.public import public
 from .._ground.values import as_value
 
@@ -23,13 +24,13 @@ _NUMBERS = (bool, int, float, complex)
 
 
 def as_array(x: Any) -> Any:
-    """An array as one of JAX's transforms returned it."""
-    # An argument that comes back as it is may be NumPy's here, and a state holds none; a constant
-    # number may be of a type of JAX's own, which is a number.
+    """An array that one of JAX's transforms returned, as a JAX array."""
+    # An argument that comes back unchanged may be a NumPy array here, which a state does not hold;
+    # a constant number may be of one of JAX's own number types.
     return jnp.asarray(x) if isinstance(x, _NUMBERS) else as_value(x)
 
 
-class Checkpoint(Lifted):
+class Checkpoint(Lifted[P, R, C]):
     """What `checkpoint` returns."""
 
     __slots__ = ("policy", "prevent_cse")
@@ -59,6 +60,29 @@ class Checkpoint(Lifted):
         return ft.partial(checkpoint, prevent_cse=self.prevent_cse, policy=self.policy)
 
 
+class CheckpointOptions(TypedDict, total=False):
+    """The options of `checkpoint`."""
+
+    prevent_cse: bool
+    policy: Callable[..., Any] | None
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def checkpoint(
+        fn: Bound[Q, Out, Module], /, **options: Unpack[CheckpointOptions]
+    ) -> Checkpoint[Q, Out, Module]: ...
+    @overload
+    def checkpoint(
+        fn: Callable[Q, Out], /, **options: Unpack[CheckpointOptions]
+    ) -> Checkpoint[Q, Out, object]: ...
+    @overload
+    def checkpoint(
+        **options: Unpack[CheckpointOptions],
+    ) -> Callable[[Callable[Q, Out]], Checkpoint[Q, Out, object]]: ...
+
+
 @public
 def checkpoint(
     fn: Callable[..., Any] | None = None,
@@ -67,10 +91,10 @@ def checkpoint(
     prevent_cse: bool = True,
     policy: Callable[..., Any] | None = None,
 ) -> Any:
-    """Recompute a stateful function in the backward pass, instead of keeping what it computed.
+    """Recompute a stateful function in the backward pass, instead of keeping its intermediate values.
 
-    As `jax.checkpoint`, with states: the forward pass writes them, and the recomputation does not do so
-    again. Leaves that are no arrays are static. Usable as a decorator, with options and without.
+    It is `jax.checkpoint` with states: the forward pass writes them, and the recomputation does not
+    write them again. Non-array leaves are static. Usable as a decorator, with or without options.
 
     **Arguments:**
 

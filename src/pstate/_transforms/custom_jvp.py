@@ -1,11 +1,11 @@
-"""`custom_jvp`: a stateful function with a forward-mode derivative of its own.
+"""`custom_jvp`: a stateful function with a custom forward-mode derivative.
 
-JAX runs the function itself where nobody differentiates it, and the rule in its place where somebody
-does. Both are flat functions of the leaves of a call; the rule has their tangents beside them.
+JAX runs the function itself if it is not differentiated, and otherwise the rule instead. Both are
+flat functions of the leaves of a call; the rule also gets their tangents.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from .._calls.naming import name_of
 from .._calls.notes import NEXT, Note
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._calls.typed import Bound, C, Module, Out, P, Q, R
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._trees.recording import freeze
 from .checkpoint import as_array
 from .custom_rules import (
     CustomRule,
+    RuleOptions,
     Rules,
     Traced,
     fitting,
@@ -36,18 +38,19 @@ from .custom_rules import (
 from .rule_arguments import Lineup, run_rule
 
 
-class CustomJvp(CustomRule):
+class CustomJvp(CustomRule[P, R, C]):
     """What `custom_jvp` returns."""
 
     __slots__ = ()
 
     def defjvp(self, jvp: Callable[..., Any]) -> Callable[..., Any]:
-        """Tell the rule, once. Usable as a decorator.
+        """Define the rule, once. Usable as a decorator.
 
         **Arguments:**
 
-        - `jvp`: a stateful function of what `nondiff_argnums` names, then `(primals, tangents)`, that
-            writes what the function writes. It returns `(out, tangent)`, or `(out, tangent, written)`.
+        - `jvp`: a stateful function of the arguments that `nondiff_argnums` names, then
+            `(primals, tangents)`, that writes what the function writes. It returns
+            `(out, tangent)`, or `(out, tangent, written)`.
 
         **Returns:** `jvp`.
         """
@@ -132,7 +135,7 @@ class _Forward:
         except ValueError as error:
             raise ValueError(
                 f"{what} have another structure than the output: {error}. Give a tree like the output, "
-                "with None for what has no tangent."
+                "with None for leaves without a tangent."
             ) from None
         indices = [i for i, leaf in enumerate(note.out_leaves) if leaf is NEXT]
         both = zip(indices, arrays[: len(indices)], strict=True)
@@ -151,9 +154,9 @@ class _Forward:
                 lineup.refuse_written_nondiff(index)
                 if not told:
                     raise TypeError(
-                        f"{lineup.describe(index)} is written by {self._code}, so that what comes later "
-                        "may depend on it, and jvp gives no tangent of what was written: a part of the "
-                        "derivative would be lost. Let it return that too, a tree for each argument, "
+                        f"{lineup.describe(index)} is written by {self._code}, so later computations "
+                        "may depend on it, but jvp returns no tangents of written states: a part of the "
+                        "derivative would be lost. Let it return these too, a tree for each argument, "
                         "with None for zero:\n"
                         "    return out, tangent, written"
                     )
@@ -171,6 +174,22 @@ def _tangent(value: Any, array: Any, place: str, what: str) -> Any:
     return jnp.zeros(like.shape, like.dtype) if value is None else fitting(value, like, place, what)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def custom_jvp(
+        fn: Bound[Q, Out, Module], /, **options: Unpack[RuleOptions]
+    ) -> CustomJvp[Q, Out, Module]: ...
+    @overload
+    def custom_jvp(
+        fn: Callable[Q, Out], /, **options: Unpack[RuleOptions]
+    ) -> CustomJvp[Q, Out, object]: ...
+    @overload
+    def custom_jvp(
+        **options: Unpack[RuleOptions],
+    ) -> Callable[[Callable[Q, Out]], CustomJvp[Q, Out, object]]: ...
+
+
 @public
 def custom_jvp(
     fn: Callable[..., Any] | None = None,
@@ -179,31 +198,32 @@ def custom_jvp(
     nondiff_argnums: Positions = (),
     nondiff_argnames: str | tuple[str, ...] = (),
 ) -> Any:
-    """Give a stateful function a forward-mode derivative of its own, from which JAX makes the reverse.
+    """Give a stateful function a custom forward-mode derivative, which JAX transposes for reverse mode.
 
-    As `jax.custom_jvp`, with states. Usable as a decorator, with options and without, on methods too;
-    its rule is told by `f.defjvp(jvp)`:
+    It is `jax.custom_jvp` with states. Usable as a decorator, with or without options, also on
+    methods; `f.defjvp(jvp)` defines its rule:
 
-    - `jvp(primals, tangents)` runs in the place of `fn` where it is differentiated. `primals` are the
-        arguments, with the module of a method first; it writes their states as `fn` does. `tangents` are
-        trees like them, in which states are frozen, and `None` stands where there is no derivative. It
-        returns `(out, tangent)`, where `None` stands for zero.
-    - Where states are written that hold floating-point arrays, it returns `(out, tangent, written)`:
-        the tangents of what was written, a tree for each argument. A state, or an array in its place,
-        stands for its value, and `None`, for a leaf or a whole tree, for zero.
+    - `jvp(primals, tangents)` runs instead of `fn` when it is differentiated. `primals` are the
+        arguments, with the module of a method first; it writes their states as `fn` does.
+        `tangents` are trees like them, with frozen states, and `None` where there is no derivative.
+        It returns `(out, tangent)`, where `None` stands for zero.
+    - If states that hold floating-point arrays are written, it returns `(out, tangent, written)`,
+        where `written` has the tangents of the written states, a tree for each argument. A state,
+        or an array instead of it, stands for its value, and `None` stands for zero, for a leaf or
+        for a whole tree.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one.
     - `nondiff_argnums`, `nondiff_argnames`: arguments that are not differentiated, as the caller counts
-        them, or by name. `jvp` gets them first, and not among `primals`. What is no array need not be
-        named.
+        them, or by name. `jvp` gets them first, not among `primals`. Non-array arguments need not
+        be named.
 
     **Returns:** a stateful function, called like `fn`, with the method `defjvp`.
 
-    **Raises:** when called: `AttributeError` without a rule. When differentiated: `TypeError` where
-    `jvp` gives no tangent of a written state that has a derivative, where a `nondiff` argument is
-    differentiated, where the rule writes other states than `fn`, and for tangents of another shape or
+    **Raises:** when called: `AttributeError` without a rule. When differentiated: `TypeError` if
+    `jvp` returns no tangent for a written state that has a derivative, if a `nondiff` argument is
+    differentiated, if the rule writes other states than `fn`, and for tangents of another shape or
     dtype; `ValueError` for trees of another structure.
 
     !!! example

@@ -1,13 +1,13 @@
-"""What `custom_vjp` and `custom_jvp` share: functions that come with rules for their derivatives.
+"""The common base of `custom_vjp` and `custom_jvp`: functions with custom derivative rules.
 
 A *rule* runs as the function does, with live states, and writes what the function writes.
 
-Always: what a rule gives back, cotangents and tangents, are trees like the arguments, in which `None`
-stands for zero, and a state stands for its value.
+Always: the cotangents and tangents that a rule returns are trees like the arguments, in which
+`None` stands for zero, and a state stands for its value.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ from .._calls.naming import name_of
 from .._calls.notes import Note, WriteNote, taken_apart
 from .._calls.running import Run
 from .._calls.transform import code_of
+from .._calls.typed import C, P, R
+from .._ground.integers import Positions
 from .._ground.values import short_type
 
 
 class Rules:
-    """The rules of one function. They are told after it is made, and once."""
+    """The rules of one function. They are defined after it is made, and only once."""
 
     __slots__ = ("functions",)
 
@@ -31,7 +33,14 @@ class Rules:
         self.functions: tuple[Callable[..., Any], ...] = ()
 
 
-class CustomRule(Lifted):
+class RuleOptions(TypedDict, total=False):
+    """The options of `custom_vjp` and `custom_jvp`."""
+
+    nondiff_argnums: Positions
+    nondiff_argnames: str | tuple[str, ...]
+
+
+class CustomRule(Lifted[P, R, C]):
     """A stateful function with rules for its derivatives."""
 
     __slots__ = ("nondiff_argnames", "nondiff_argnums", "rules")
@@ -42,26 +51,26 @@ class CustomRule(Lifted):
 
     @property
     def beside(self) -> tuple[Callable[..., Any], ...]:
-        """The rules, which run where the function would."""
+        """The rules, which may run instead of the function."""
         return self.rules.functions
 
     def _tell(self, *functions: Callable[..., Any]) -> None:
         if self.rules.functions:
             raise AttributeError(
-                f"{self._code()} has its rules already, and programs may have been compiled with them. "
-                f"Make another: ps.{self._name()}({name_of(self.fun)})."
+                f"{self._code()} already has its rules, and programs may have been compiled with them. "
+                f"Make another one: ps.{self._name()}({name_of(self.fun)})."
             )
         self.rules.functions = functions
 
     def _told(self, line: str) -> tuple[Any, ...]:
         """The rules.
 
-        **Raises:** `AttributeError` where nobody told them.
+        **Raises:** `AttributeError` if they are not defined.
         """
         if not self.rules.functions:
             name = name_of(self.fun)
             raise AttributeError(
-                f"{self._code()} was called, and has no rule for its derivative. Tell it first: "
+                f"{self._code()} was called, but has no rule for its derivative. Define it first: "
                 f"{name}.{line}."
             )
         return self.rules.functions
@@ -79,15 +88,15 @@ class CustomRule(Lifted):
 
     def _maker(self) -> Callable[[Any], Any]:
         raise TypeError(
-            f"{self!r} cannot be pickled: its rules were told to this object. Decorate a function of a "
-            f"module, @ps.{self._name()}, which is pickled by its name."
+            f"{self!r} cannot be pickled: its rules belong to this object. Decorate a module-level "
+            f"function, @ps.{self._name()}, which is pickled by its name."
         )
 
 
 class Traced:
-    """What runs of the function, and of its rule, gave in one call: the first says what comes out.
+    """The results of running the function and its rule in one call: the first run defines the output.
 
-    JAX runs the one or the other, or both; what they give must line up.
+    JAX runs one of them, or both; their results must line up.
     """
 
     def __init__(self, name: str):
@@ -97,10 +106,10 @@ class Traced:
     def taken_apart(
         self, run: Run, place: Callable[[int], str], rule: Any = None
     ) -> tuple[list[Any], Note]:
-        """The arrays that a run gives, and what they mean. `rule` is what ran, if not the function;
-        `place` gives a slot as code.
+        """The arrays that a run returns, and what they mean. `rule` is the rule that ran, if not
+        the function; `place` returns a slot as code.
 
-        **Raises:** `TypeError` where function and rule do not agree.
+        **Raises:** `TypeError` if function and rule do not agree.
         """
         arrays, note = taken_apart(run)
         first = self.note
@@ -109,15 +118,15 @@ class Traced:
             return arrays, note
         if first.out_treedef != note.out_treedef:
             raise TypeError(
-                f"{self._name} and its rule {_name(rule)} return the same output, and its "
+                f"{self._name} and its rule {_name(rule)} must return the same output, but the "
                 f"structures differ: {first.out_treedef} and {note.out_treedef}."
             )
         if _written(first) != _written(note):
             differ = {index for index, _ in _written(first) ^ _written(note)}
             places = ", ".join(f"`{place(i)}`" for i in sorted(differ))
             raise TypeError(
-                f"{self._name} and its rule {_name(rule)} write the same states, and they differ "
-                f"in {places}. Let both write the same: a gradient changes nothing that a call does."
+                f"{self._name} and its rule {_name(rule)} must write the same states, but they differ "
+                f"in {places}. Let both write the same: a gradient must not change what a call does."
             )
         return arrays, note
 
@@ -139,7 +148,7 @@ def is_inexact(x: Any) -> bool:
 
 
 def materialised(x: Any) -> Any:
-    """A cotangent or tangent as an array; `None` where there is none."""
+    """A cotangent or tangent as an array; `None` if there is none."""
     if isinstance(x, SymbolicZero):
         aval: Any = x.aval
         return None if aval.dtype == jax.dtypes.float0 else jnp.zeros(aval.shape, aval.dtype)
@@ -148,7 +157,7 @@ def materialised(x: Any) -> Any:
 
 
 def without_numbers(x: Any) -> Any:
-    """An array that JAX passes, which may be a number where nothing is traced."""
+    """An array that JAX passes, which may be a number if nothing is traced."""
     return jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x
 
 
@@ -164,7 +173,7 @@ def fitting(value: Any, like: Any, place: str, what: str) -> Any:
             short_type(value) if hasattr(value, "dtype") else f"{value!r} of type {type(value).__name__}"
         )
         raise TypeError(
-            f"{what} have for `{place}` {got}, and {short_type(like)} is expected. Reduce or cast it: "
+            f"{what} have {got} for `{place}`, but {short_type(like)} is expected. Reduce or cast it: "
             f"jnp.asarray(value, jnp.{like.dtype}).reshape({tuple(like.shape)})."
         )
     return value
@@ -181,7 +190,7 @@ def values_of_writes(note: Note, arrays: Sequence[Any]) -> dict[int, tuple[Write
 
 
 def value_of(write: WriteNote, leaves: Sequence[Any]) -> Any:
-    """A written value, or what stands for its arrays; `None` where that is nothing at all."""
+    """A written value, or values in place of its arrays; `None` if there are none at all."""
     if all(leaf is None for leaf in leaves):
         return None
     return leaves[0] if write[1] is None else write[1].unflatten(leaves)

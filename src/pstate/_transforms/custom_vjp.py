@@ -1,13 +1,13 @@
-"""`custom_vjp`: a stateful function with a reverse-mode derivative of its own.
+"""`custom_vjp`: a stateful function with a custom reverse-mode derivative.
 
-JAX runs the function itself where nobody differentiates it, and `fwd` in its place where somebody does.
-Both are flat functions of the leaves of a call, which return the arrays of the output and then those of
-written states. `bwd` runs later, when the call is over: it gets frozen trees and returns some.
+JAX runs the function itself if it is not differentiated, and otherwise `fwd` instead. Both are flat
+functions of the leaves of a call, which return the arrays of the output and then those of written
+states. `bwd` runs later, when the call is over: it gets and returns frozen trees.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import jax
 import jax.tree_util as jtu
@@ -19,6 +19,7 @@ from .._calls.naming import name_of
 from .._calls.notes import NEXT, Note, arrays_of, refuse_tracers
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._calls.typed import Bound, C, Module, Out, P, Q, R
 from .._ground.integers import Positions, as_argnums
 from .._ground.public import public
 from .._ground.versions import SHARED_OUTPUTS
@@ -26,6 +27,7 @@ from .._trees.recording import freeze
 from .checkpoint import as_array
 from .custom_rules import (
     CustomRule,
+    RuleOptions,
     Rules,
     Traced,
     fitting,
@@ -39,20 +41,21 @@ from .derivatives import Rest
 from .rule_arguments import Lineup, run_rule
 
 
-class CustomVjp(CustomRule):
+class CustomVjp(CustomRule[P, R, C]):
     """What `custom_vjp` returns."""
 
     __slots__ = ()
 
     def defvjp(self, fwd: Callable[..., Any], bwd: Callable[..., Any]) -> None:
-        """Tell the rules, once.
+        """Define the rules, once.
 
         **Arguments:**
 
         - `fwd`: a stateful function with the arguments of the function, that writes what the function
             writes, and returns `(out, residuals)`. Residuals are any tree, of states too.
-        - `bwd`: a function of what `nondiff_argnums` names, then `(residuals, cotangent)`, or
-            `(residuals, cotangent, written)`. It returns a tuple with a tree for each other argument.
+        - `bwd`: a function of the arguments that `nondiff_argnums` names, then
+            `(residuals, cotangent)`, or `(residuals, cotangent, written)`. It returns a tuple with
+            a tree for each other argument.
         """
         self._tell(fwd, bwd)
 
@@ -140,7 +143,7 @@ class _Reverse:
         return leaf in self._lineup.nondiff_leaves
 
     def _nondiff(self, arrays: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments that are not differentiated, of their arrays."""
+        """The arguments that are not differentiated, built from their arrays."""
         lineup, supply = self._lineup, iter(arrays)
         operands = [next(supply) if self._is_nondiff(i) else None for i in lineup.leaf_of_operand]
         return lineup.nondifferentiable(lineup.arguments(lineup.body.leaves(operands)))
@@ -151,7 +154,7 @@ class _Reverse:
                 self._lineup.refuse_nondiff(self._lineup.place_of_leaf(i))
 
     def _refuse_untold(self, note: Note, arrays: Sequence[Any]) -> None:
-        """Raise where the new value of a state may be differentiated, and `bwd` does not hear of it."""
+        """Raise if `bwd` does not take the cotangent of a written state that has a derivative."""
         lineup = self._lineup
         for index, (_, values) in values_of_writes(note, arrays).items():
             if not any(map(is_inexact, values)):
@@ -159,10 +162,10 @@ class _Reverse:
             lineup.refuse_written_nondiff(index)
             if not self._takes_written:
                 raise TypeError(
-                    f"{lineup.describe(index)} is written by {self._code}, so that what comes later may "
-                    "depend on it, and bwd is not told the cotangent of what was written: a part of the "
-                    "gradient would be lost. Let bwd take it, a tree for each argument, with None where "
-                    "nothing was written:\n"
+                    f"{lineup.describe(index)} is written by {self._code}, so later computations may "
+                    "depend on it, but bwd does not take the cotangents of written states: a part of "
+                    "the gradient would be lost. Let bwd take them, a tree for each argument, with None "
+                    "where nothing was written:\n"
                     "    def bwd(residuals, cotangent, written): ..."
                 )
 
@@ -180,12 +183,28 @@ def _takes(function: Any, n: int) -> bool:
     """Whether a function takes `n` arguments by position, none of them because it has a default."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin, say, which does not tell
+    except (TypeError, ValueError):  # for example a builtin, which does not say
         return False
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return any(p.kind is p.VAR_POSITIONAL for p in parameters) or (
         len([p for p in positional if p.default is p.empty]) >= n
     )
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def custom_vjp(
+        fn: Bound[Q, Out, Module], /, **options: Unpack[RuleOptions]
+    ) -> CustomVjp[Q, Out, Module]: ...
+    @overload
+    def custom_vjp(
+        fn: Callable[Q, Out], /, **options: Unpack[RuleOptions]
+    ) -> CustomVjp[Q, Out, object]: ...
+    @overload
+    def custom_vjp(
+        **options: Unpack[RuleOptions],
+    ) -> Callable[[Callable[Q, Out]], CustomVjp[Q, Out, object]]: ...
 
 
 @public
@@ -196,38 +215,39 @@ def custom_vjp(
     nondiff_argnums: Positions = (),
     nondiff_argnames: str | tuple[str, ...] = (),
 ) -> Any:
-    """Give a stateful function a reverse-mode derivative of its own.
+    """Give a stateful function a custom reverse-mode derivative.
 
-    As `jax.custom_vjp`, with states. Usable as a decorator, with options and without, on methods too;
-    its rules are told by `f.defvjp(fwd, bwd)`:
+    It is `jax.custom_vjp` with states. Usable as a decorator, with or without options, also on
+    methods; `f.defvjp(fwd, bwd)` defines its rules:
 
-    - `fwd(*args)` runs in the place of `fn` where it is differentiated. It has the same arguments, with
-        the module of a method first, writes the same states, and returns `(out, residuals)`. Residuals
-        are any tree; states in it are frozen as they are then.
-    - `bwd(residuals, cotangent)` gets the cotangent of the output, a tree with `None` where it is no
-        floating-point array. It returns a tuple with a tree for each argument, the module of a method
-        first. A state, or an array in its place, stands for its value, and `None`, for a leaf or a whole
-        tree, for zero.
-    - `bwd(residuals, cotangent, written)`, where states are written that hold floating-point arrays:
-        `written` has the cotangents of what was written, in the same form.
+    - `fwd(*args)` runs instead of `fn` when it is differentiated. It has the same arguments, with
+        the module of a method first, writes the same states, and returns `(out, residuals)`.
+        Residuals are any tree; states in it are frozen with their current values.
+    - `bwd(residuals, cotangent)` gets the cotangent of the output, a tree with `None` for leaves
+        that are not floating-point arrays. It returns a tuple with a tree for each argument, the
+        module of a method first. A state, or an array instead of it, stands for its value, and
+        `None` stands for zero, for a leaf or for a whole tree.
+    - `bwd(residuals, cotangent, written)`, if states that hold floating-point arrays are written:
+        `written` has the cotangents of the written states, in the same form.
 
-    Before JAX 0.12 the gradient of a mapping, `grad(vmap2(fn))`, is JAX's own as under `jax.custom_vjp`:
-    where all lanes write the same into a state that they share, the cotangent of that state is counted
-    once for each lane. Differentiate in the lanes, `vmap2(grad(fn))`, or give the state lanes.
+    Before JAX 0.12 the gradient of a mapping, `grad(vmap2(fn))`, behaves as under `jax.custom_vjp`:
+    if all lanes write the same value to a state that they share, the cotangent of that state is
+    counted once per lane. Differentiate in the lanes, `vmap2(grad(fn))`, or give the state lanes.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one.
     - `nondiff_argnums`, `nondiff_argnames`: arguments that are not differentiated, as the caller counts
-        them, or by name. `bwd` gets them first, as they came in, and returns nothing for them. What is
-        no array need not be named.
+        them, or by name. `bwd` gets them first, as they came in, and returns nothing for them.
+        Non-array arguments need not be named.
 
     **Returns:** a stateful function, called like `fn`, with the method `defvjp`.
 
-    **Raises:** when called: `AttributeError` without rules. When differentiated: `TypeError` where
-    `bwd` is not told of a written state that has a derivative, where a `nondiff` argument is
-    differentiated, where a rule writes other states than `fn`, and for cotangents of another shape or
-    dtype; `ValueError` for trees of another structure. In forward mode, JAX's `TypeError`.
+    **Raises:** when called: `AttributeError` without rules. When differentiated: `TypeError` if
+    `bwd` does not take the cotangent of a written state that has a derivative, if a `nondiff`
+    argument is differentiated, if a rule writes other states than `fn`, and for cotangents of
+    another shape or dtype; `ValueError` for trees of another structure. In forward mode, JAX's
+    `TypeError`.
 
     !!! example
 

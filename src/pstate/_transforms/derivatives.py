@@ -1,7 +1,7 @@
 """Transforms that take derivatives.
 
-What is differentiated are leaves of one argument, or several; all others are constants. Writes made
-inside are kept, as the auxiliary output of the JAX transform underneath.
+The leaves of one argument, or of several, are differentiated; all others are constants. Writes made
+inside are kept, as the auxiliary output of the underlying JAX transform.
 """
 
 import dataclasses
@@ -23,13 +23,16 @@ from .._calls.lifting import Lifted
 from .._calls.notes import Note, arrays_of, refuse_tracers, taken_apart
 from .._calls.running import Writes
 from .._calls.transform import code_of
-from ..filter import Trainable
+from .._calls.typed import C, P, R
+from .._ground.integers import Positions, as_argnums
+from .._ground.typing import Filter
+from ..filter import Trainable, to_predicate
 from .statements import Statement, callable_code, shown_arguments
 from .wrt import Chosen, Options, Trees, Wrt
 
 
-class Derivative(Lifted):
-    """A stateful function that gives derivatives of another."""
+class Derivative(Lifted[P, R, C]):
+    """A stateful function that returns derivatives of another."""
 
     __slots__ = ("argnums", "has_aux", "holomorphic", "wrt")
 
@@ -76,7 +79,7 @@ class Derivative(Lifted):
         return note, (self._with_aux(self._whole(result, rest), aux), writes)
 
     def _parted(self, out: Any) -> tuple[Any, Any]:
-        """What is differentiated of an output, a tree of arrays; and the rest, which is no array."""
+        """The differentiated part of an output, a tree of arrays; and the rest, its non-arrays."""
         leaves, treedef = jtu.tree_flatten(out)
         mask = arrays_of(out, leaves)
         if all(mask):
@@ -87,7 +90,7 @@ class Derivative(Lifted):
         return treedef.unflatten(arrays), Rest(treedef, tuple(rest))
 
     def _whole(self, result: Any, rest: "Rest") -> Any:
-        """The result with what is no array put back into the output, where that is a part of it."""
+        """The result, with the non-array leaves put back into the output if that is part of it."""
         return result
 
     def _with_aux(self, result: Any, aux: Any) -> Any:
@@ -107,7 +110,7 @@ class Derivative(Lifted):
         return ft.partial(self.makers[self._public_name()], **given)
 
     def _options(self) -> list[str]:
-        """The options that are not the default, as code."""
+        """The non-default options, as code."""
         options = (
             ("wrt", self.wrt, Trainable),
             ("argnums", self.argnums, None),
@@ -115,6 +118,16 @@ class Derivative(Lifted):
             ("holomorphic", self.holomorphic, False),
         )
         return [f"{name}={as_code(value)}" for name, value, default in options if value != default]
+
+
+def derivative_of(
+    cls: type[Derivative], fn: Any, wrt: Filter, argnums: Positions | None, **options: Any
+) -> Any:
+    """The derivative of `fn`, or a decorator if there is no `fn` yet."""
+    chosen = to_predicate(wrt)
+    numbers = as_argnums(argnums)
+    make = lambda fn: cls(fn, wrt=chosen, argnums=numbers, **options)
+    return make if fn is None else make(fn)
 
 
 def _pair(derivative: Derivative, out: Any) -> tuple[Any, Any]:
@@ -128,13 +141,13 @@ def _pair(derivative: Derivative, out: Any) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rest:
-    """The leaves of an output that are no arrays, at their places. A pytree without leaves."""
+    """The non-array leaves of an output, at their places. A pytree without leaves."""
 
     treedef: Any
     leaves: tuple[Any, ...] = ()
 
     def put(self, out: Any) -> Any:
-        """The whole output, of its arrays."""
+        """The whole output, from its arrays."""
         if self.treedef is None:
             return out
         arrays = self.treedef.flatten_up_to(out)
@@ -157,11 +170,11 @@ class ValueAndGrad(Derivative):
 
     def _refuse_output(self, out: Any) -> None:
         if isinstance(out, tuple) and len(out) == 2 and not self.has_aux:
-            fix = f"What comes beside the number is auxiliary: {self._code()[:-1]}, has_aux=True)."
+            fix = f"Anything else that it returns is auxiliary: {self._code()[:-1]}, has_aux=True)."
         else:
             fix = "Return the number that is differentiated: return loss."
         raise TypeError(
-            f"{self._code()} differentiates a number, an array of shape (), and the function returned "
+            f"{self._code()} differentiates a number, an array of shape (), but the function returned "
             f"{_shown_output(out)}. {fix}"
         )
 
@@ -282,7 +295,7 @@ class Jvp(Statement, Derivative):
                 "that is differentiated is expected, each with the argument's tree, and None where "
                 f"nothing is differentiated; got {jtu.tree_structure(tuple(self.tangents))} for "
                 f"{jtu.tree_structure(wrt.trees(range(len(wrt.leaves))))}. Write tangents = "
-                "(jax.tree.map(jnp.ones_like, ps.trainable(model)),), and count further "
+                "(jax.tree.map(jnp.ones_like, ps.trainable(model)),), and name further "
                 "arguments in argnums."
             ) from None
         numbers = (bool, int, float, complex)

@@ -1,8 +1,7 @@
 """`fori_loop`: a loop over a range of integers.
 
-The states of what the function is bound to are held from step to step. Bounds that are known are part
-of the program, as in JAX, where they make the loop one that has a gradient in reverse mode; bounds that
-are traced are operands.
+The states that the function is bound to are held from step to step. Known bounds are part of the
+program, as in JAX, where they give the loop a reverse-mode gradient; traced bounds are operands.
 """
 
 import dataclasses
@@ -17,6 +16,7 @@ from .._calls.call import Call
 from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
 from .._calls.running import Run
+from .._calls.typed import Carry
 from .._ground.integers import Integer, as_count
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
@@ -27,9 +27,10 @@ from .stepping import Stepping
 
 @dataclasses.dataclass(frozen=True)
 class _Range:
-    """The bounds of a loop and their dtypes, `None` of a Python integer; `None` where they are traced.
+    """The bounds of a loop and their dtypes, `None` for a Python integer; `None` if they are
+    traced.
 
-    `unroll_type` tells 1 and True apart, which are equal.
+    `unroll_type` distinguishes 1 and True, which are equal.
     """
 
     bounds: tuple[tuple[int, str | None], ...] | None
@@ -94,17 +95,18 @@ class _ForiLoop(ControlFlow):
 def fori_loop(
     lower: Any,
     upper: Any,
-    body_fun: Callable[..., Any],
+    body_fun: Callable[[Any, Carry], Carry],
     init_val: Any = None,
     *,
     unroll: Integer | None = None,
-) -> Any:
+) -> Carry:
     """Loop over the integers from `lower` to `upper`, exclusive.
 
-    As `jax.lax.fori_loop`, with states: those of the module that `body_fun` is bound to, or of a
-    partial, go from step to step. Bounds that are known make it a loop that `ps.grad` takes, and are
-    part of the program: called eagerly the loop is compiled once for each pair. With traced bounds
-    there is no gradient in reverse mode, as in JAX; there is one of `ps.while_loop(max_steps=...)`.
+    It is `jax.lax.fori_loop` with states: those of the module that `body_fun` is bound to, or of a
+    partial, go from step to step. With known bounds `ps.grad` can differentiate the loop, and the
+    bounds are part of the program: called eagerly, the loop is compiled once for each pair. With
+    traced bounds there is no reverse-mode gradient, as in JAX; use `ps.while_loop(max_steps=...)`
+    for one.
 
     **Arguments:**
 
@@ -115,7 +117,7 @@ def fori_loop(
 
     **Returns:** the last carry.
 
-    **Raises:** as `scan`; `TypeError` for bounds that are no integers of shape `()`.
+    **Raises:** as `scan`; `TypeError` for bounds that are not integers of shape `()`.
 
     !!! example
 
@@ -149,7 +151,7 @@ def _refuse_no_integer(name: str, bound: Any) -> None:
         return
     raise TypeError(
         f"`{name}` of ps.fori_loop is an integer of shape (), which may be traced; got {bound!r}. Write "
-        f"ps.fori_loop(0, 10, f, init_val); for arrays to loop over there is ps.for_loop."
+        f"ps.fori_loop(0, 10, f, init_val); to loop over arrays use ps.for_loop."
     )
 
 

@@ -1,29 +1,50 @@
-"""`grad` and its kin: derivatives of stateful functions.
+"""`grad` and related transforms: derivatives of stateful functions.
 
-Results have the argument's tree, with `None` where nothing was differentiated.
+Results have the argument's tree structure, with `None` where nothing was differentiated.
 """
 
+# pyright: reportOverlappingOverload=false
+# Overloads go from what is known exactly to what is not.
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-import jax
-
-from .._ground.integers import Positions, as_argnums
+from .._calls.typed import Aux, Bound, F, Module, Out, Q
+from .._ground.integers import Positions
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
 from .._ground.typing import Filter
-from ..filter import Trainable, to_predicate
-from .derivatives import Derivative, Grad, Jacobian, Jvp, ValueAndGrad, Vjp
+from ..filter import Trainable
+from .derivative_types import GradOf, GradWithAuxOf, OfAny, OfModule, OfTree, ValueAndGradOf
+from .derivatives import Derivative, Grad, Jvp, ValueAndGrad, Vjp, derivative_of
 
 
-def _derivative(
-    cls: type[Derivative], fn: Any, wrt: Filter, argnums: Positions | None, **options: Any
-) -> Any:
-    """The derivative of `fn`, or a decorator where there is no `fn` yet."""
-    chosen = to_predicate(wrt)
-    numbers = as_argnums(argnums)
-    make = lambda fn: cls(fn, wrt=chosen, argnums=numbers, **options)
-    return make if fn is None else make(fn)
+if TYPE_CHECKING:
+
+    @overload
+    def grad(
+        fn: Bound[Q, tuple[Any, Aux], Module], /, *, has_aux: Literal[True], **options: Unpack[OfModule]
+    ) -> Derivative[Q, tuple[Module, Aux], Module]: ...
+    @overload
+    def grad(
+        fn: Bound[Q, Any, Module], /, *, has_aux: Literal[False] = False, **options: Unpack[OfModule]
+    ) -> Derivative[Q, Module, Module]: ...
+    @overload
+    def grad(fn: F, /, *, has_aux: Literal[True], **options: Unpack[OfTree]) -> GradWithAuxOf[F]: ...
+    @overload
+    def grad(fn: F, /, *, has_aux: Literal[False] = False, **options: Unpack[OfTree]) -> GradOf[F]: ...
+    @overload
+    def grad(fn: Callable[Q, Any], /, **options: Unpack[OfAny]) -> Derivative[Q, Any]: ...
+    @overload
+    def grad(
+        *, has_aux: Literal[True], **options: Unpack[OfTree]
+    ) -> Callable[[F], GradWithAuxOf[F]]: ...
+    @overload
+    def grad(
+        *, has_aux: Literal[False] = False, **options: Unpack[OfTree]
+    ) -> Callable[[F], GradOf[F]]: ...
+    @overload
+    def grad(**options: Unpack[OfAny]) -> Callable[[Callable[Q, Any]], Derivative[Q, Any]]: ...
 
 
 @public
@@ -38,26 +59,27 @@ def grad(
 ) -> Any:
     """The gradient of a stateful function of a scalar.
 
-    As `jax.grad`, with respect to the leaves that `wrt` selects in the bound module, or else in argument
-    0. Usable as a decorator, with options and without.
+    It is `jax.grad` with respect to the leaves that `wrt` selects in the bound module, or otherwise
+    in argument 0. Usable as a decorator, with or without options.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one, that returns an
         array of shape `()`.
     - `wrt`: a filter; which leaves are differentiated. They hold floating-point (or complex) arrays.
-    - `argnums`: positional arguments, as the caller counts them, in the place of the default. A tuple
-        gives a tuple.
-    - `has_aux`: whether `fn` returns a pair, `(value, aux)`; what `aux` holds is not differentiated.
+    - `argnums`: positional arguments, as the caller counts them, instead of the default. A tuple
+        returns a tuple.
+    - `has_aux`: whether `fn` returns a pair, `(value, aux)`; `aux` is not differentiated.
     - `holomorphic`: as in `jax.grad`.
 
-    **Returns:** a stateful function, called like `fn`. It returns the gradient, or `(gradient, aux)`:
-    the argument's tree, with an array of the same shape and dtype for each leaf that was selected and
-    `None` for every other leaf. Optax and `eqx.apply_updates` take it as it is. What `fn` writes is
-    written.
+    **Returns:** a stateful function, called like `fn`. It returns the gradient, or
+    `(gradient, aux)`: the argument's tree, with an array of the same shape and dtype for each
+    selected leaf and `None` for every other leaf. Optax and `eqx.apply_updates` take it as it is.
+    Writes of `fn` are kept.
 
-    **Raises:** when called: `ValueError` where `wrt` selects nothing; `TypeError` where it selects an
-    array that is not floating-point, or where `fn` returns no scalar; and what a call of `fn` raises.
+    **Raises:** when called: `ValueError` if `wrt` selects nothing; `TypeError` if it selects an
+    array that is not floating-point, or if `fn` does not return a scalar; and whatever a call of
+    `fn` raises.
 
     !!! example
 
@@ -71,7 +93,31 @@ def grad(
         >>> gradient["w"].value, gradient["calls"], model["calls"].value.item()
         (Array([1., 4.], dtype=float32), State(), 1)
     """
-    return _derivative(Grad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
+    return derivative_of(Grad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def value_and_grad(
+        fn: Bound[Q, Out, Module], /, *, has_aux: bool = False, **options: Unpack[OfModule]
+    ) -> Derivative[Q, tuple[Out, Module], Module]: ...
+    @overload
+    def value_and_grad(
+        fn: F, /, *, has_aux: bool = False, **options: Unpack[OfTree]
+    ) -> ValueAndGradOf[F]: ...
+    @overload
+    def value_and_grad(
+        fn: Callable[Q, Out], /, **options: Unpack[OfAny]
+    ) -> Derivative[Q, tuple[Out, Any]]: ...
+    @overload
+    def value_and_grad(
+        *, has_aux: bool = False, **options: Unpack[OfTree]
+    ) -> Callable[[F], ValueAndGradOf[F]]: ...
+    @overload
+    def value_and_grad(
+        **options: Unpack[OfAny],
+    ) -> Callable[[Callable[Q, Out]], Derivative[Q, tuple[Out, Any]]]: ...
 
 
 @public
@@ -102,100 +148,27 @@ def value_and_grad(
         >>> value.item(), gradient["w"].value.item()
         (6.0, 3.0)
     """
-    return _derivative(ValueAndGrad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
+    return derivative_of(ValueAndGrad, fn, wrt, argnums, has_aux=has_aux, holomorphic=holomorphic)
 
 
-@public
-def jacfwd(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    wrt: Filter = Trainable,
-    argnums: Positions | None = None,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-) -> Any:
-    """The Jacobian of a stateful function, in forward mode: for few inputs.
+if TYPE_CHECKING:
 
-    **Arguments:** those of `grad`; `fn` returns arrays of any shape.
-
-    **Returns:** a stateful function, called like `fn`. It returns the output's tree, with, for each
-    leaf, the argument's tree of derivatives: of shape `leaf.shape + input.shape`, and `None` for every
-    input that was not selected. With `has_aux`, `(jacobian, aux)`.
-
-    **Raises:** as `grad`.
-
-    !!! example
-
-        >>> import jax.numpy as jnp
-        >>> import pstate as ps
-        >>> scale = lambda model: jnp.arange(2.0) * model["w"].value
-        >>> ps.jacfwd(scale)({"w": ps.ParamState(3.0)})["w"].value
-        Array([0., 1.], dtype=float32)
-    """
-    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.jacfwd}
-    return _derivative(Jacobian, fn, wrt, argnums, **options)
-
-
-@public
-def jacrev(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    wrt: Filter = Trainable,
-    argnums: Positions | None = None,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-) -> Any:
-    """The Jacobian of a stateful function, in reverse mode: for few outputs.
-
-    **Arguments:** those of `grad`; `fn` returns arrays of any shape.
-
-    **Returns:** as `jacfwd`.
-
-    **Raises:** as `grad`.
-
-    !!! example
-
-        >>> import jax.numpy as jnp
-        >>> import pstate as ps
-        >>> ps.jacrev(lambda x: x**2)(jnp.array([1.0, 2.0]))
-        Array([[2., 0.],
-               [0., 4.]], dtype=float32)
-    """
-    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.jacrev}
-    return _derivative(Jacobian, fn, wrt, argnums, **options)
-
-
-@public
-def hessian(
-    fn: Callable[..., Any] | None = None,
-    /,
-    *,
-    wrt: Filter = Trainable,
-    argnums: Positions | None = None,
-    has_aux: bool = False,
-    holomorphic: bool = False,
-) -> Any:
-    """The matrix of second derivatives of a stateful function.
-
-    **Arguments:** those of `grad`; `fn` returns arrays of any shape.
-
-    **Returns:** a stateful function, called like `fn`. It returns the output's tree, with, for each
-    leaf, the argument's tree of the argument's trees of derivatives: of shape
-    `leaf.shape + input.shape + input.shape`. With `has_aux`, `(hessian, aux)`.
-
-    **Raises:** as `grad`.
-
-    !!! example
-
-        >>> import pstate as ps
-        >>> second = ps.hessian(lambda model: model["w"].value ** 3)({"w": ps.ParamState(2.0)})
-        >>> second["w"].value["w"].value.item()
-        12.0
-    """
-    options = {"has_aux": has_aux, "holomorphic": holomorphic, "jacobian": jax.hessian}
-    return _derivative(Jacobian, fn, wrt, argnums, **options)
+    @overload
+    def vjp(
+        fn: Callable[..., Out],
+        *primals: Any,
+        wrt: Filter = Trainable,
+        argnums: Positions | None = None,
+        has_aux: Literal[False] = False,
+    ) -> tuple[Out, Callable[[Any], tuple[Any, ...]]]: ...
+    @overload
+    def vjp(
+        fn: Callable[..., tuple[Out, Aux]],
+        *primals: Any,
+        wrt: Filter = Trainable,
+        argnums: Positions | None = None,
+        has_aux: Literal[True],
+    ) -> tuple[Out, Callable[[Any], tuple[Any, ...]], Aux]: ...
 
 
 @public
@@ -207,7 +180,7 @@ def vjp(
     argnums: Positions | None = None,
     has_aux: bool = False,
 ) -> Any:
-    """Run a stateful function, and give the function from cotangents of its output to those of inputs.
+    """Run a stateful function, and return the function from output cotangents to input cotangents.
 
     **Arguments:**
 
@@ -217,7 +190,7 @@ def vjp(
 
     **Returns:** `(out, pull_back)`, or `(out, pull_back, aux)`. `pull_back(cotangents)` takes the
     output's tree and returns a tuple, as in JAX: a tree for the bound module or argument 0, or one for
-    each of `argnums`, with `None` for every leaf that was not selected. It is a pytree.
+    each of `argnums`, with `None` for every leaf that was not selected. `pull_back` is a pytree.
 
     **Raises:** as `grad`.
 
@@ -231,7 +204,31 @@ def vjp(
         >>> cotangent["w"].value
         Array([3., 3.], dtype=float32)
     """
-    return _derivative(Vjp, fn, wrt, argnums, has_aux=has_aux, holomorphic=False)(*primals)
+    return derivative_of(Vjp, fn, wrt, argnums, has_aux=has_aux, holomorphic=False)(*primals)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def jvp(
+        fn: Callable[..., Out],
+        primals: Sequence[Any],
+        tangents: Sequence[Any],
+        *,
+        wrt: Filter = Trainable,
+        argnums: Positions | None = None,
+        has_aux: Literal[False] = False,
+    ) -> tuple[Out, Out]: ...
+    @overload
+    def jvp(
+        fn: Callable[..., tuple[Out, Aux]],
+        primals: Sequence[Any],
+        tangents: Sequence[Any],
+        *,
+        wrt: Filter = Trainable,
+        argnums: Positions | None = None,
+        has_aux: Literal[True],
+    ) -> tuple[Out, Out, Aux]: ...
 
 
 @public
@@ -268,9 +265,7 @@ def jvp(
         (9.0, 6.0)
     """
     options = {"has_aux": has_aux, "holomorphic": False, "tangents": tuple(tangents)}
-    return _derivative(Jvp, fn, wrt, argnums, **options)(*primals)
+    return derivative_of(Jvp, fn, wrt, argnums, **options)(*primals)
 
 
-Derivative.makers.update(
-    grad=grad, value_and_grad=value_and_grad, jacfwd=jacfwd, jacrev=jacrev, hessian=hessian
-)
+Derivative.makers.update(grad=grad, value_and_grad=value_and_grad)

@@ -1,14 +1,14 @@
 """`jit`: compiled stateful functions.
 
-The compiled call returns the output and the written states, and nothing that merely passed through: what
-the output shares with the arguments is put in outside.
+The compiled call returns the output and the written states, and nothing that merely passed through:
+arrays that the output shares with the arguments are put in outside it.
 """
 
 import dataclasses
 import functools as ft
 import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, TypedDict, Unpack, overload
 
 import jax.tree_util as jtu
 
@@ -24,6 +24,7 @@ from .._calls.notes import Note, taken_apart
 from .._calls.pure import Pure
 from .._calls.running import Writes
 from .._calls.transform import code_of
+from .._calls.typed import Bound, C, Instance, Module, Out, P, Q, R
 from .._ground.exact import exact_key
 from .._ground.integers import Positions, as_names, as_positions
 from .._ground.public import public
@@ -45,7 +46,8 @@ from .placement import Placement
 class _Program(Donation):
     """The body as a flat function.
 
-    `places_output` says that what the output shares with the arguments is to be brought elsewhere too.
+    `places_output` says that arrays that the output shares with the arguments are to be resharded
+    too.
     """
 
     keeps_shardings: ClassVar[bool] = True
@@ -56,7 +58,7 @@ class _Program(Donation):
         return taken_apart(self.run(self.leaves(arrays)), () if self.places_output else arrays)
 
 
-class Jit(Compiled, Lifted):
+class Jit(Compiled[P, R, C], Lifted[P, R, C]):
     """What `jit` returns: a compiled stateful function."""
 
     __slots__ = (
@@ -78,6 +80,16 @@ class Jit(Compiled, Lifted):
     compiler_options: tuple[tuple[str, Any], ...]
     in_shardings: Wanted | None
     out_shardings: Wanted | None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: Any = None) -> "Jit[P, R, C]": ...
+        @overload
+        def __get__(
+            self: "Jit[Concatenate[Any, Q], Out, Any]", instance: Instance, owner: Any = None
+        ) -> "Jit[Q, Out, Instance]": ...
+        def __get__(self, instance: Any, owner: Any = None) -> Any: ...
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         argnums, argnames = self.static_argnums, self.static_argnames
@@ -101,7 +113,7 @@ class Jit(Compiled, Lifted):
         return note, note.result(arrays, operands)
 
     def _check(self, call: Call, note: Note, contract: Contract | None) -> None:
-        """Refuse what would be refused after the call, when buffers are gone."""
+        """Raise the errors that would be raised after the call, when buffers are gone."""
         self._refuse(call, note, contract)
         writes = [index for index, _, _ in note.writes]
         check_writes(call, contract, writes, lambda index: self._line(call, index))
@@ -118,7 +130,7 @@ class Jit(Compiled, Lifted):
         rest, treedef = jtu.tree_flatten((args[1:], kwargs))
         kinds = kinds_of(rest)
         if kinds.statics:
-            return None  # numbers are told apart, and warned of, on the usual way
+            return None  # numbers are distinguished, and warned about, on the usual path
         try:
             key = (PackedProgram, packed.form, packed.statics[1], treedef, kinds)
         except TypeError:
@@ -149,12 +161,13 @@ class Jit(Compiled, Lifted):
         return out, updated(call, 0, writes)
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
-        """The program of a call, lowered: for its text, its cost, and to be compiled ahead of the call.
+        """The program of a call, lowered: for its text, its cost, or to compile it ahead of the call.
 
-        The arguments are those of a call, or `jax.ShapeDtypeStruct`s in the place of arrays.
+        The arguments are those of a call, with `jax.ShapeDtypeStruct`s instead of arrays if you
+        like.
 
-        **Returns:** what has the methods of a `jax.stages.Lowered`. Its `compile()` gives a stateful
-        function, called like this one, for arguments of this signature alone.
+        **Returns:** an object with the methods of a `jax.stages.Lowered`. Its `compile()` returns a
+        stateful function, called like this one, for arguments with this signature only.
         """
         return self._lower(self._take_apart(args, kwargs), None, None)
 
@@ -177,7 +190,7 @@ class Jit(Compiled, Lifted):
         return bool(self.donate is not None or self.donate_argnums or self.donate_argnames)
 
     def _options(self) -> dict[str, Any]:
-        """The options that are not the default."""
+        """The non-default options."""
         given = {name: getattr(self, name) for name in Jit._static}
         given = {name: value for name, value in given.items() if value is not None and value != ()}
         if self.compiler_options:
@@ -202,6 +215,29 @@ class Jit(Compiled, Lifted):
         return JitEntry(program, self.__name__, dict(self.compiler_options) or None, placement)
 
 
+class JitOptions(TypedDict, total=False):
+    """The options of `jit`."""
+
+    donate: Filter
+    donate_argnums: Positions
+    donate_argnames: str | Iterable[str]
+    static_argnums: Positions
+    static_argnames: str | Iterable[str]
+    compiler_options: Mapping[str, Any] | None
+    in_shardings: Any
+    out_shardings: Any
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def jit(fn: Bound[Q, Out, Module], /, **options: Unpack[JitOptions]) -> Jit[Q, Out, Module]: ...
+    @overload
+    def jit(fn: Callable[Q, Out], /, **options: Unpack[JitOptions]) -> Jit[Q, Out, object]: ...
+    @overload
+    def jit(**options: Unpack[JitOptions]) -> Callable[[Callable[Q, Out]], Jit[Q, Out, object]]: ...
+
+
 @public
 def jit(
     fn: Callable[..., Any] | None = None,
@@ -218,43 +254,44 @@ def jit(
 ) -> Any:
     """Compile a stateful function.
 
-    As `jax.jit`, with states. Arrays are traced; every other leaf of the arguments is static, part of
-    the program by type and value, as in `eqx.filter_jit`. Compiled once for each signature, also where
-    the wrapper is made anew. States that were not written, and what the function returns as it came
-    in, do not pass through the compiled call: they come back as the very same arrays. Usable as a
-    decorator, with options and without; on a method, `self` is not counted.
+    It is `jax.jit` with states. Arrays are traced; every other leaf of the arguments is static,
+    part of the program by type and value, as in `eqx.filter_jit`. The function is compiled once for
+    each signature, even if the wrapper is made again. States that were not written, and arrays that
+    the function returns unchanged, do not pass through the compiled call: they come back as the
+    same array objects. Usable as a decorator, with or without options. A bound module, or `self` of
+    a decorated method, is an implicit first argument: leave it out of the argument numbers.
 
     **Arguments:**
 
     - `fn`: a function, bound method, callable module, partial, or a transform of one.
-    - `donate`: a filter; the states that it selects give up their buffers where a call overwrites them
-        with values of the same shape and dtype, and nowhere else.
-    - `donate_argnums`: positional arguments, as the caller counts them, whose buffers are given up, as
-        in `jax.jit`. Where `pstate.pure` or a recording goes on with the argument, only the buffers of
-        overwritten states are.
+    - `donate`: a filter; the states that it selects give up their buffers if a call overwrites them
+        with values of the same shape and dtype, and only then.
+    - `donate_argnums`: positional arguments, as the caller counts them, whose buffers are given up,
+        as in `jax.jit`. If `pstate.pure` or a recording still needs the argument, only the buffers
+        of overwritten states are given up.
     - `donate_argnames`: the same by name, one or several, however the arguments are passed.
-    - `static_argnums`, `static_argnames`: arguments that are part of the program, whole: a pytree, its
-        numbers and all. They must be hashable, and the function gets them as they are.
+    - `static_argnums`, `static_argnames`: arguments that are part of the program as a whole, even a
+        pytree with numbers in it. They must be hashable, and the function gets them as they are.
     - `compiler_options`: as in `jax.jit`; for calls that are not inside another `jit`.
-    - `in_shardings`: where the arrays of positional arguments are to come from, as in `jax.jit`: a
-        sharding or a `PartitionSpec` for all, or a tuple with an entry for each: one of these, `None`, a
-        tree of them such as `pstate.shardings` gives, or rules `{PartitionSpec: filter}`. Rules in the
-        place of all of it are for every state and array of the call. What has no sharding is taken where
-        it is.
-    - `out_shardings`: where the arrays of the output are to live, alike. Rules in the place of all of it
-        are for written states too. A written state that no rule selects keeps the sharding that it came
-        with, so that nothing is compiled again because of one; what else has none is left to the
-        compiler. A `PartitionSpec` is one on the mesh of the context.
+    - `in_shardings`: how the arrays of positional arguments are sharded on the way in, as in
+        `jax.jit`: a sharding or a `PartitionSpec` for all, or a tuple with an entry for each: one
+        of these, `None`, a tree of them such as `pstate.shardings` returns, or rules
+        `{PartitionSpec: filter}`. Rules given as the whole option apply to every state and array of
+        the call. Arrays without a sharding are taken where they are.
+    - `out_shardings`: how the arrays of the output are sharded, given in the same way. Rules given
+        as the whole option apply to written states too. A written state that no rule selects keeps
+        the sharding that it came with, so that it causes no recompilation; other arrays without a
+        sharding are left to the compiler. A `PartitionSpec` is on the mesh of the context.
 
     **Returns:** a stateful function, called like `fn`. It has `lower(*args)`, `get_arg_cache_key(*args)`
     and `get_jaxpr_by_cache(key)`, as `StatefulMapping` has.
 
-    **Raises:** `ValueError` for a name that is no parameter; `TypeError` for what is no sharding. When
-    called: `ValueError` for a sharding that does not fit;  `CapturedStateError` where the
-    function reads a state that did not come in through its arguments; `FrozenStateError` where a state
-    was written and nobody takes the new value; `StateError` for a buffer that was given up before;
-    `TypeError` for an unhashable leaf that is no array. A Python number that keeps changing, and
-    compiling, gives a `RecompilationWarning`.
+    **Raises:** `ValueError` for a name that is not a parameter; `TypeError` for anything but a
+    sharding. When called: `ValueError` for a sharding that does not fit; `CapturedStateError` if
+    the function reads a state that did not come in through its arguments; `FrozenStateError` if a
+    state was written and the new value would be lost; `StateError` for a buffer that was already
+    donated; `TypeError` for an unhashable non-array leaf. A Python number that keeps changing, so
+    that each value is compiled, causes a `RecompilationWarning`.
 
     !!! example
 

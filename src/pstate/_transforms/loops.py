@@ -1,8 +1,8 @@
 """`scan` and `for_loop`: loops over arrays.
 
-The states of what the function is bound to are held from step to step. States in `xs` are sliced, and
-what is written into the slices is stacked; axis specs may share or carry some of them. Everything else
-is the same in all steps.
+The states that the function is bound to are held from step to step. States in `xs` are sliced, and
+the values written into the slices are stacked; axis specs may share or carry some of them.
+Everything else is the same in all steps.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from .._calls.flat_function import flat_function_of
 from .._calls.notes import NEXT, arrays_of
 from .._calls.running import Run, run_body
 from .._calls.signature import ARGS
+from .._calls.typed import Body, Carry, Out
 from .._ground.integers import Integer
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
@@ -44,7 +45,7 @@ class _Loop(FlowFunction):
 
 @dataclasses.dataclass
 class _Found:
-    """What a trace of the body found. No values: they are tracers of a trace that ends with the loop."""
+    """The results of tracing the body. No values: they are tracers, whose trace ends with the loop."""
 
     y_treedef: Any
     y_leaves: list[Any]
@@ -141,7 +142,7 @@ class _Running:
             fn = self.body.described.fn
             raise TypeError(
                 f"The function of {fn} returns a pair, (carry, y); got {type(out).__name__}. Write "
-                "return carry, None where nothing is stacked."
+                "return carry, None if nothing is stacked."
             )
         return new_leaves(self.body, self.leaves, self.carried, out[0]), out[1]
 
@@ -155,7 +156,7 @@ class _Running:
 def _length(running: _Running) -> int:
     """The number of steps.
 
-    **Raises:** `ValueError` where there is nothing to take it from, and where sizes disagree.
+    **Raises:** `ValueError` if there is nothing to take it from, and if sizes disagree.
     """
     body, length = running.body, running.options.length
     fn = body.described.fn
@@ -169,8 +170,8 @@ def _length(running: _Running) -> int:
         return int(sizes.pop() or 0)
     if not sizes:
         raise ValueError(
-            f"{fn} has no array to loop over, so there is nothing to take the number of steps from. Say "
-            "how many: length=10."
+            f"{fn} has no array to loop over, so there is nothing to take the number of steps from. "
+            "Pass it: length=10."
         )
     layout, names = body.signature.layout, body.described.names
     shown = [
@@ -181,9 +182,9 @@ def _length(running: _Running) -> int:
     which = "an axis" if any(axes.values()) else "the first axis"
     given = [] if length is None else [f"    length={length}"]
     raise ValueError(
-        f"{fn} loops over {which} of every array in xs, and they differ:\n"
+        f"{fn} loops over {which} of every array in xs, but their sizes differ:\n"
         + "\n".join([*shown, *given])
-        + "\nWhat is the same in all steps goes in by what the function is bound to: "
+        + "\nBind the function to arrays that are the same in all steps: "
         "ft.partial(f, array)."
     )
 
@@ -232,7 +233,7 @@ class _Scan(ControlFlow):
 @public
 @short_tracebacks
 def scan(
-    f: Callable[..., Any],
+    f: Callable[[Carry, Any], tuple[Carry, Out]] | Body,
     init: Any,
     xs: Any = None,
     length: Integer | None = None,
@@ -245,41 +246,42 @@ def scan(
     state_out_axes: StateAxes = None,
     checkpoints: Integer | None = None,
     progress: Progress = None,
-) -> tuple[Any, Any]:
+) -> tuple[Carry, Out]:
     """Loop over arrays, with a carry.
 
-    As `jax.lax.scan`, with states. Those of the module that `f` is bound to, or of a partial, go from
-    step to step, random states included: each step draws afresh. States in `xs` are sliced along their
-    first axis, as in a stack of layers; what is written into the slices is stacked. A `NonBatchState` in
-    `xs` is never sliced, but goes from step to step. What steps write into a `SownState` is stacked.
-    Called eagerly the loop is compiled once for each
+    It is `jax.lax.scan` with states. Those of the module that `f` is bound to, or of a partial, go
+    from step to step, including random states: each step draws new numbers. States in `xs` are
+    sliced along their first axis, as in a stack of layers; the values written into the slices are
+    stacked. A `NonBatchState` in `xs` is never sliced, but goes from step to step. The values that
+    steps write into a `SownState` are stacked. Called eagerly, the loop is compiled once for each
     signature.
 
     **Arguments:**
 
     - `f`: a function, bound method, callable module or partial: `carry, y = f(carry, x)`.
-    - `init`: the first carry, any pytree. Numbers become arrays; what else is no array stays as it is.
+    - `init`: the first carry, any pytree. Numbers become arrays; other non-array leaves are static.
         Frozen states in it are data. Live states are refused.
     - `xs`: a pytree of arrays and states, of shape `(length, ...)`.
     - `length`, `reverse`, `unroll`: as in `jax.lax.scan`.
-    - `in_axes`: which axis of `xs` is sliced, a prefix of it; `None` for what all steps share.
-    - `out_axes`: along which axis `ys` are stacked, a prefix of `y`.
-    - `state_in_axes`: for states in `xs`, before `in_axes`: `{axis: filter}` in order of priority, or a
-        bare filter meaning `{0: filter}`. `None` shares states among all steps, which only read them;
-        `"carry"` lets them go from step to step.
-    - `state_out_axes`: along which axis writes into slices are stacked, `{axis: filter}`; by default the
-        one that the state was sliced along.
-    - `checkpoints`: how many steps keep their carry and states for the backward pass, which computes the
-        others again: the same numbers with less memory.
-    - `progress`: `True`, a description, or a dict of tqdm's options: a bar, also under `jit`. At most a
-        hundred calls from the loop draw it.
+    - `in_axes`: which axis of `xs` is sliced, a prefix of it; `None` for arrays that all steps
+        share.
+    - `out_axes`: the axis along which `ys` are stacked, a prefix of `y`.
+    - `state_in_axes`: for states in `xs`, overriding `in_axes`: `{axis: filter}` in priority order,
+        or a bare filter meaning `{0: filter}`. `None` shares states among all steps, which may only
+        read them; `"carry"` carries them from step to step.
+    - `state_out_axes`: the axis along which writes into slices are stacked, `{axis: filter}`; by
+        default the one that the state was sliced along.
+    - `checkpoints`: how many steps keep their carry and states for the backward pass, which
+        recomputes the others: the same numbers with less memory.
+    - `progress`: `True`, a description, or a dict of tqdm's options, for a progress bar, also under
+        `jit`. The loop calls the host at most a hundred times to draw it.
 
     **Returns:** `(carry, ys)`, where `ys` has the tree of `y` and shapes `(length, ...)`.
 
     **Raises:** `StateTypeError` for a state that changes its shape or dtype, and for a live state in the
-    carry; `TypeError` for a carry that changes; `ValueError` where sizes disagree or are unknown, and
-    for an axis that is not there; `FrozenStateError` for a write that nobody takes, and for one to a
-    state that all steps share.
+    carry; `TypeError` for a carry that changes; `ValueError` if sizes disagree or are unknown, and
+    for an axis that does not exist; `FrozenStateError` for a write that would be lost, and for one
+    to a state that all steps share.
 
     !!! example
 
@@ -313,7 +315,7 @@ def scan(
 @public
 @short_tracebacks
 def for_loop(
-    f: Callable[..., Any],
+    f: Callable[..., Out] | Body,
     *xs: Any,
     length: Integer | None = None,
     reverse: bool = False,
@@ -324,10 +326,10 @@ def for_loop(
     state_out_axes: StateAxes = None,
     checkpoints: Integer | None = None,
     progress: Progress = None,
-) -> Any:
+) -> Out:
     """Loop over arrays, and stack what the function returns.
 
-    `scan` without a carry: what goes from step to step are the states of what `f` is bound to.
+    It is `scan` without a carry: only the states that `f` is bound to go from step to step.
 
     **Arguments:**
 

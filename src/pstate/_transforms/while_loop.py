@@ -1,7 +1,7 @@
 """`while_loop`: a loop as long as a condition holds.
 
-The states of what both functions are bound to are held from step to step. The condition reads them; the
-body may write them. Where a bound on the steps is known the loop has a gradient in reverse mode.
+The states that both functions are bound to are held from step to step. The condition reads them;
+the body may write them. With a known bound on the steps, the loop has a reverse-mode gradient.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from .._calls.call import Call
 from .._calls.callables import Several, as_tree
 from .._calls.flat_function import flat_function_of
 from .._calls.running import Run
+from .._calls.typed import Carry
 from .._ground.errors import FrozenStateError
 from .._ground.integers import Integer, as_count
 from .._ground.public import public
@@ -60,7 +61,7 @@ def _refuse_any(body: _While, cell: Cell) -> None:
     kind = body.signature.layout.slots[cell.index].kind.__name__
     raise FrozenStateError(
         f"`{body.place(cell.index)}` ({kind}) was written in the condition of {body.described.fn}, "
-        "which only says whether to go on, and may be run any number of times. Write, and draw, in the "
+        "which only decides whether to go on, and may run any number of times. Write, and draw, in the "
         "body: def body(carry): state.value = ...; return carry."
     )
 
@@ -99,30 +100,32 @@ class _WhileLoop(ControlFlow):
 @short_tracebacks
 def while_loop(
     cond_fun: Callable[..., Any],
-    body_fun: Callable[..., Any],
+    body_fun: Callable[[Carry], Carry],
     init_val: Any = None,
     *,
     max_steps: Integer | None = None,
     checkpoints: Integer | None = None,
-) -> Any:
+) -> Carry:
     """Loop as long as a condition holds.
 
-    As `jax.lax.while_loop`, with states: those of the modules that the functions are bound to, or of
-    partials, go from step to step. Both functions may be bound to one module. Called eagerly the loop is
-    compiled once for each signature.
+    It is `jax.lax.while_loop` with states: those of the modules that the functions are bound to, or
+    of partials, go from step to step. Both functions may be bound to the same module. Called
+    eagerly, the loop is compiled once for each signature.
 
-    With `max_steps` or `checkpoints` the loop has a gradient in reverse mode, which JAX's has not. It
-    is `equinox.internal.while_loop`. The condition itself is not differentiated.
+    With `max_steps` or `checkpoints` the loop has a reverse-mode gradient, which JAX's does not. It
+    uses `equinox.internal.while_loop`. The condition itself is not differentiated.
 
     **Arguments:**
 
-    - `cond_fun`: `cond_fun(carry)` returns a `bool` of shape `()`. It reads states, and writes none.
+    - `cond_fun`: `cond_fun(carry)` returns a `bool` of shape `()`. It may read states, but not
+        write them.
     - `body_fun`: `carry = body_fun(carry)`.
     - `init_val`: the first carry, as for `scan`. With states alone it may be left out: `None`.
-    - `max_steps`: after so many steps the loop ends, whether or not the condition holds. Alone it is
-        for loops of few steps: it has derivatives of both modes, and memory grows with it.
-    - `checkpoints`: how many steps keep their carry and states for the backward pass, which computes the
-        others again. For loops of many steps; there are derivatives in reverse mode only.
+    - `max_steps`: the loop ends after this many steps, whether or not the condition still holds.
+        Alone it is for loops of few steps: it has derivatives in both modes, and memory grows with
+        it.
+    - `checkpoints`: how many steps keep their carry and states for the backward pass, which
+        recomputes the others. For loops of many steps; there are derivatives in reverse mode only.
 
     **Returns:** the last carry.
 

@@ -1,6 +1,6 @@
 """Lanes for states that have none: `broadcast`."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -10,7 +10,7 @@ from .._ground.integers import Integer, as_count
 from .._ground.paths import Path
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
-from .._ground.typing import PyTree, StateAxes
+from .._ground.typing import StateAxes
 from .._states.keys import batch_shape, split_for_lanes
 from .._states.messages import warn
 from .._states.random_state import RandomState
@@ -20,31 +20,34 @@ from .bulk import states, update
 from .unmatched import unmatched_message
 
 
+T = TypeVar("T")
+
+
 @public
 @short_tracebacks
-def broadcast(tree: PyTree, state_axes: StateAxes, axis_size: Integer) -> PyTree:
+def broadcast(tree: T, state_axes: StateAxes, axis_size: Integer) -> T:
     """Give states a lane axis, so that a mapping can feed them along it.
 
-    Each lane starts with the value that the state has, as by `jnp.broadcast_to`. A `RandomState` is
-    split instead, so that lanes draw differently: they get the keys that a mapping over as many lanes
-    gives them, and the key itself is used up.
+    Each lane starts with the state's current value, as by `jnp.broadcast_to`. A `RandomState` is
+    split instead, so that lanes draw different numbers: they get the keys that a mapping over as
+    many lanes would give them, and the key itself is used up.
 
-    To start afresh later, keep what this returns:
+    To reset the states later, keep what this returns:
     `net = ps.update(net, ps.states(fresh, ps.HiddenState))`.
 
     **Arguments:**
 
-    - `tree`: any pytree with states. Where they are live the values are written into them.
+    - `tree`: any pytree with states. If they are live, the values are written into them.
     - `state_axes`: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`, as
-        `state_in_axes` of a mapping takes it. With `None` in the place of an axis, and where no filter
-        matches, a state stays as it is, and so does an empty one.
+        `state_in_axes` of a mapping takes it. A state under `None`, or one that no filter matches,
+        stays as it is, and so does an empty one.
     - `axis_size`: the number of lanes.
 
-    **Returns:** the tree with the new values, of shape `(..., axis_size, ...)`; the same tree where its
-    states are live. A filter that selects no state warns (`UnmatchedFilterWarning`).
+    **Returns:** the tree with the new values, of shape `(..., axis_size, ...)`; the same tree if
+    its states are live. A filter that selects no state causes a warning (`UnmatchedFilterWarning`).
 
-    **Raises:** `BatchAxisError` for an axis that has no place in a value; `ValueError` for an
-    `axis_size` that is no number of lanes; `AliasedStateError` for one state at two places.
+    **Raises:** `BatchAxisError` for an axis that does not fit a value; `ValueError` for an
+    `axis_size` that is not a number of lanes; `AliasedStateError` for one state at two places.
 
     !!! example
 
@@ -92,8 +95,8 @@ def _place(axis: int, leaf: Any, state: State, path: Path) -> int:
 
 def _no_axis(axis: int, shape: tuple[int, ...], state: State, path: Path) -> str:
     return (
-        f"The state at {path!r} ({type(state).__name__}) has a value of shape {tuple(shape)}, with no "
-        f"place for a lane axis {axis}. Put the lanes first: ps.broadcast(tree, {{0: ...}}, 4)."
+        f"The state at {path!r} ({type(state).__name__}) has a value of shape {tuple(shape)}, where "
+        f"a lane axis {axis} does not fit. Put the lanes first: ps.broadcast(tree, {{0: ...}}, 4)."
     )
 
 

@@ -1,7 +1,7 @@
-"""States in bulk: select them, give them axes, list them, update them."""
+"""States in bulk: selecting, listing and updating them, and giving them axes."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.tree_util as jtu
@@ -20,12 +20,15 @@ from .packed import Packed, pack, unpacked
 from .unmatched import warn_of_unmatched
 
 
-#: What counts as an array: also the shape and dtype of one.
+T = TypeVar("T")
+S = TypeVar("S", bound=State[Any])
+
+#: Types that count as arrays: also a shape and dtype alone.
 ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
 
 class Leaf(NamedTuple):
-    """A state, or what stands outside states."""
+    """A state, or a leaf outside states."""
 
     path: Path
     place: str
@@ -33,24 +36,34 @@ class Leaf(NamedTuple):
 
 
 def leaves_of(tree: PyTree) -> tuple[list[Leaf], Any]:
-    """The leaves of a tree, of which states are, and its structure down to these."""
+    """The leaves of a tree, where a state counts as a leaf, and its structure down to these."""
     flat, treedef = jtu.tree_flatten_with_path(unpacked(tree), is_leaf=is_state)
     return [Leaf(to_path(kp), to_place("tree", kp), leaf) for kp, leaf in flat], treedef
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def select(tree: Packed[T], filter: Filter = ...) -> T: ...
+    @overload
+    def select(tree: T, filter: Filter = ...) -> T: ...
+
+
 @public
-def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
+def select(tree: Any, filter: Filter = Trainable) -> Any:  # noqa: A002
     """A mask: `tree` with a boolean for every leaf, `True` where `filter` selects.
 
-    `eqx.partition`, `eqx.filter`, `optax.masked` and their like take it.
+    For `eqx.partition`, `eqx.filter`, `optax.masked` and similar functions.
 
     **Arguments:**
 
     - `tree`: any pytree.
-    - `filter`: a filter or literal; see `pstate.filter`. A state's leaves are all selected or none.
+    - `filter`: a filter or literal; see `pstate.filter`. All leaves of a state are selected, or
+        none.
 
-    **Returns:** a pytree of `bool` with the structure of `tree`. What is neither a state nor an array
-    is `False`. A filter that names something and selects nothing warns (`UnmatchedFilterWarning`).
+    **Returns:** a pytree of `bool` with the structure of `tree`. Leaves that are neither states nor
+    arrays are `False`. A filter that names something but selects nothing causes a warning
+    (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -63,23 +76,24 @@ def select(tree: PyTree, filter: Filter = Trainable) -> PyTree:  # noqa: A002
 
 
 @public
-def trainable(tree: PyTree, wrt: Filter = Trainable) -> PyTree:
-    """What an optimiser looks after: the tree with its parameters, and `None` for everything else.
+def trainable(tree: T, wrt: Filter = Trainable) -> T:
+    """The parameters of a tree, as an optimiser wants them, and `None` for everything else.
 
-    It has the structure of the gradient that `ps.grad(..., wrt=wrt)` gives for the tree, which is what
-    Optax needs: `optim.init(ps.trainable(model))`, and `optim.update(grads, opt_state,
-    ps.trainable(model))` where an optimiser wants the parameters in each step. `eqx.is_inexact_array`
-    would select running statistics and hidden states as well, and train them.
+    It has the structure of the gradient that `ps.grad(..., wrt=wrt)` returns for the tree, which is
+    what Optax needs: `optim.init(ps.trainable(model))`, and
+    `optim.update(grads, opt_state, ps.trainable(model))` if the optimiser needs the parameters in
+    each step. `eqx.is_inexact_array` would select running statistics and hidden states as well, and
+    train them.
 
     **Arguments:**
 
-    - `tree`: any pytree; packed, it stays packed.
+    - `tree`: any pytree; a packed one stays packed.
     - `wrt`: a filter, as `grad` takes it; by default every `ParamState`, and inexact arrays outside
         states.
 
     **Returns:** `tree`, with `None` for each leaf that `wrt` does not select; a state without its
-    value is empty. `eqx.combine(parameters, tree)` puts them back. A filter that names something and
-    selects nothing warns (`UnmatchedFilterWarning`).
+    value is empty. `eqx.combine(parameters, tree)` puts them back. A filter that names something
+    but selects nothing causes a warning (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -104,7 +118,7 @@ def _mask_of(tree: PyTree, filter: Filter, told: str) -> PyTree:  # noqa: A002
     chosen = [isinstance(i.leaf, (State, *ARRAYS)) and bool(predicate(i.path, i.leaf)) for i in leaves]
     if not any(chosen):
         warn_of_unmatched(predicate, told.format(predicate), (i.leaf for i in leaves))
-    # A mask is a tree of states like any other, but it holds Python booleans, so that reading one
+    # A mask is a tree of states like any other, but it holds Python booleans, and reading one
     # through `.value` shows them as they are.
     return treedef.unflatten(
         [_mask(item.leaf, is_one) for item, is_one in zip(leaves, chosen, strict=True)]
@@ -124,11 +138,11 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
 
     - `tree`: the argument that will be mapped.
     - `state_axes`: `{axis: filter}` in priority order, or a bare filter meaning `{0: filter}`. Here
-        filters are asked about raw arrays too.
+        filters also apply to raw arrays.
 
-    **Returns:** `tree` with an axis, or `None`, in the place of every state and of every leaf outside
-    states. What no filter selects is broadcast (`None`). A filter under an axis that selects nothing
-    warns (`UnmatchedFilterWarning`).
+    **Returns:** `tree` with an axis, or `None`, instead of every state and every leaf outside
+    states. Leaves that no filter selects are broadcast (`None`). A filter under an axis that
+    selects nothing causes a warning (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -158,12 +172,20 @@ def axes(tree: PyTree, state_axes: StateAxes) -> PyTree:
     return treedef.unflatten([axis(item) for item in leaves])
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def states(tree: PyTree, filter: type[S]) -> dict[Path, S]: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State[Any]]: ...
+
+
 @public
-def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A002
+def states(tree: PyTree, filter: Filter = ...) -> dict[Path, Any]:  # noqa: A002
     """The states of a tree by path.
 
-    **Returns:** `{path: state}` in the order of the tree, for the states that `filter` selects. A filter
-    that names something and selects nothing warns (`UnmatchedFilterWarning`).
+    **Returns:** `{path: state}` in the order of the tree, for the states that `filter` selects. A
+    filter that names something but selects nothing causes a warning (`UnmatchedFilterWarning`).
 
     !!! example
 
@@ -185,18 +207,18 @@ def states(tree: PyTree, filter: Filter = ...) -> dict[Path, State]:  # noqa: A0
 
 @public
 @short_tracebacks
-def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTree:
+def update(tree: T, values: Mapping[Any, Any], strict: bool = True) -> T:
     """Give states of a tree new values, by path.
 
     **Arguments:**
 
-    - `tree`: any pytree with states. Where they are live the values are written into them.
-    - `values`: `{path: State or value}`, as `states` and `written` give it. A path may be written as
-        one string, `"layers.0.count"`. Paths that are left out keep their states.
-    - `strict`: whether a path without a state raises. Otherwise a warning lists the values that found
-        no state and the states that found no value.
+    - `tree`: any pytree with states. If they are live, the values are written into them.
+    - `values`: `{path: State or value}`, as `states` and `written` return it. A path may be written
+        as one string, `"layers.0.count"`. States whose paths are left out stay as they are.
+    - `strict`: whether a path without a state raises an error. Otherwise a warning lists the values
+        without a state and the states without a value.
 
-    **Returns:** the tree with the new values; the same tree where its states are live.
+    **Returns:** the tree with the new values; the same tree if its states are live.
 
     **Raises:** `KeyError` for an unknown path.
 
@@ -215,9 +237,9 @@ def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTr
     unknown = [path for path in values if path not in known]
     if unknown and strict:
         raise KeyError(
-            f"No state stands at {_listed(unknown)}. The tree has states at {_listed(known)}. Write "
+            f"There is no state at {_listed(unknown)}. The tree has states at {_listed(known)}. Write "
             f"one of these{_or_dotted(unknown, known)}, or ps.update(tree, values, strict=False) to "
-            "pass over what does not fit."
+            "skip the paths that do not fit."
         )
     if not strict:
         missing = [item.path for item in leaves if item.path in known - set(values)]
@@ -237,11 +259,12 @@ def update(tree: PyTree, values: Mapping[Any, Any], strict: bool = True) -> PyTr
             for item in leaves
         ]
     )
-    return pack(updated) if isinstance(tree, Packed) else updated
+    result: Any = pack(updated) if isinstance(tree, Packed) else updated
+    return result
 
 
 def _by_path(values: Mapping[Any, Any], known: set[Path]) -> dict[Any, Any]:
-    """The values by paths that are tuples. What is the name of no state stays as it is."""
+    """The values by paths that are tuples. A key that is not the name of a state stays as it is."""
     if all(isinstance(path, tuple) for path in values):
         return dict(values)
     named: dict[Any, list[Path]] = {}
@@ -253,7 +276,7 @@ def _by_path(values: Mapping[Any, Any], known: set[Path]) -> dict[Any, Any]:
         if len(paths) > 1 or paths[0] in result:
             found = "each of the states at" if len(paths) > 1 else "a second value for the state at"
             raise KeyError(
-                f"{given!r} is {found} {_listed(paths)}. Write the path that is meant as a tuple, and "
+                f"{given!r} is {found} {_listed(paths)}. Write the path that you mean as a tuple, and "
                 f"once: ps.update(tree, {{{paths[0]!r}: value}})."
             )
         result[paths[0]] = value
@@ -281,7 +304,7 @@ def _refuse_aliases(items: Iterable[Leaf]) -> None:
         if first is not item and item.leaf._peek() is not None:
             raise AliasedStateError(
                 f"`{first.place}` and `{item.place}` are one state object at two places, and would "
-                "be updated apart. Make two states of it, "
+                "be updated separately. Make two states of it, "
                 "or share it on purpose: eqx.nn.Shared(tree, where, get)."
             )
 
@@ -294,7 +317,7 @@ def _listed(paths: Iterable[Any]) -> str:
 def _list_mismatches(left_over: list[Any], missing: list[Path]) -> None:
     if left_over or missing:
         warn(
-            f"update(strict=False): left over, because no state stands there: {_listed(left_over)}; "
-            f"missing, so that the states keep their values: {_listed(missing)}.",
+            f"update(strict=False): values without a state, which are skipped: {_listed(left_over)}; "
+            f"states without a value, which keep their own: {_listed(missing)}.",
             UnmatchedPathWarning,
         )

@@ -1,14 +1,14 @@
 """Trees kept flat between calls.
 
-Equinox takes a module apart and puts it together in Python, about a microsecond for each module, and a
-loop that calls a compiled function does so on every call. A *packed* tree has been taken apart once: it
-holds its leaves and its *form*, the structure. To JAX it is one node; functions that pstate runs get the
-tree itself.
+Equinox takes a module apart and puts it together in Python, at about a microsecond per module, and
+a loop that calls a compiled function does so on every call. A *packed* tree has been taken apart
+once: it holds its leaves and its *form*, the structure. To JAX it is one node; functions that
+pstate runs get the tree itself.
 """
 
 import itertools as it
 from collections.abc import Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import jax.tree_util as jtu
 
@@ -64,7 +64,7 @@ _form_of = PerStructure(Form)
 class Packed(Generic[T]):
     """A tree that is kept flat between calls; what `pack` returns.
 
-    Where a call collects states it stands for all states of the tree, which are frozen.
+    When a call collects states, it stands for all states of the tree, which are frozen.
     """
 
     __slots__ = ("_statics", "form", "leaves")
@@ -84,7 +84,7 @@ class Packed(Generic[T]):
 
     @property
     def statics(self) -> tuple[LeafKinds, tuple[Any, ...]]:
-        """What is no array among the leaves, as a key. Packed trees that follow this one share it.
+        """The non-array leaves, as a key. Packed trees made from this one share it.
 
         **Raises:** `TypeError` for an unhashable leaf.
         """
@@ -106,8 +106,8 @@ class Packed(Generic[T]):
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"A packed tree has no attribute {name!r}; it is taken apart. Functions that pstate runs "
-            f"get the tree itself; elsewhere unpack it first: packed.unpack().{name}."
+            f"A packed tree has no attribute {name!r}, because it is taken apart. Functions that pstate "
+            f"runs get the tree itself; elsewhere unpack it first: packed.unpack().{name}."
         )
 
     def __reduce__(self) -> Any:
@@ -137,7 +137,7 @@ def _flatten_with_keys(packed: Packed[Any]) -> Any:
 
 def _unflatten(form: Form, leaves: Iterable[Any]) -> Any:
     if local.rebuild is not None and not local.keep_packed:
-        # A call is put together for the function to run on, or for its structure to be looked at.
+        # A call is put together either for the function to run on, or to look at its structure.
         return form.treedef.unflatten(leaves)
     return Packed(form, tuple(leaves))
 
@@ -145,22 +145,31 @@ def _unflatten(form: Form, leaves: Iterable[Any]) -> Any:
 jtu.register_pytree_with_keys(Packed, _flatten_with_keys, _unflatten, flatten_func=_flatten)
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def pack(tree: Packed[T]) -> Packed[T]: ...
+    @overload
+    def pack(tree: T) -> Packed[T]: ...
+
+
 @public
-def pack(tree: T) -> Packed[T]:
+def pack(tree: Any) -> Any:
     """Take a tree apart once, for a loop of many calls.
 
-    What comes back stands for the tree wherever a carrier does: `pstate.pure`, `jit`, mappings and JAX's
-    own transforms take it and give it back packed, and the functions that they run get the tree itself.
-    Calling a compiled function then costs hardly more than its arrays do. Inside a transform it is the
-    tree: `jit(pure(f))` gives back the tree, and `pure(jit(f))` a packed one.
+    Pass the result instead of the tree wherever the tree is a *carrier*, an argument that is
+    returned with its new states: `pstate.pure`, `jit`, mappings and JAX's own transforms take it
+    and return it packed, and the functions that they run get the tree itself. Calling a compiled
+    function then costs hardly more than passing its arrays. Inside a transform it is the tree:
+    `jit(pure(f))` returns the tree, and `pure(jit(f))` a packed one.
 
     **Arguments:**
 
     - `tree`: any pytree with states. Live states are frozen.
 
-    **Returns:** a `Packed`, immutable, with the method `unpack()`, which gives the tree.
+    **Returns:** an immutable `Packed`, whose method `unpack()` returns the tree.
 
-    **Raises:** `AliasedStateError` where one state object stands at two places.
+    **Raises:** `AliasedStateError` if one state object is at two places.
 
     !!! example
 
@@ -185,7 +194,7 @@ def pack(tree: T) -> Packed[T]:
         slots, root = layout_of(tree).slots, root_name(tree)
         first, second = (to_place(root, slots[i].key_path) for i in aliases[0])
         raise AliasedStateError(
-            f"`{first}` and `{second}` are one state object at two places, and a packed tree would have "
+            f"`{first}` and `{second}` are one state object at two places, and a packed tree would make "
             "two of it. Give each place its own state, or share on purpose: "
             "eqx.nn.Shared(tree, where, get)."
         )

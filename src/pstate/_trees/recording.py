@@ -1,10 +1,10 @@
 """Recordings as a context: `record`, `freeze`, `written`.
 
-`record(tree)` gives a live copy of the tree; writes go into the copy's cells. `freeze` gives the
+`record(tree)` yields a live copy of the tree; writes go into the copy's cells. `freeze` returns the
 immutable result, and `written` what changed.
 """
 
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import jax.tree_util as jtu
 
@@ -24,6 +24,17 @@ from .slots import layout_of, root_name, states_of
 
 
 T = TypeVar("T")
+Unpacked = TypeVar("Unpacked")
+_Out = TypeVar("_Out", covariant=True)
+
+
+class _Packed(Protocol[_Out]):
+    """A packed tree, to a type checker. The file of its own imports this one."""
+
+    form: Any
+    leaves: tuple[Any, ...]
+
+    def unpack(self) -> _Out: ...
 
 
 @public
@@ -35,12 +46,13 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
     - `tree`: any pytree with states. It is never changed.
     - `writes`: a filter, as a contract: which states may be written.
 
-    **Returns:** a context manager that yields a live copy of `tree`. `pstate.freeze` makes the
-    immutable result of it, inside the context and after.
+    **Returns:** a context manager that yields a live copy of `tree`. `pstate.freeze` makes an
+    immutable tree of it, inside the context or after it.
 
-    **Raises:** `AliasedStateError` when a state that stands at two places of `tree` is written;
-    `FrozenStateError` for a write that `writes` does not allow, for one after the context ended, and,
-    when the context ends, for a container that was edited in place and not written back.
+    **Raises:** `AliasedStateError` when a state that is at two places in `tree` is written;
+    `FrozenStateError` for a write that `writes` does not allow, for a write after the context
+    ended, and, when the context ends, for a container that was edited in place and not written
+    back.
 
     !!! example
 
@@ -52,7 +64,14 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
         (2, 1)
     """
 
-    def __init__(self, tree: T, writes: Filter = ...):
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(self: "record[Unpacked]", tree: "_Packed[Unpacked]", writes: Filter = ...): ...
+        @overload
+        def __init__(self, tree: T, writes: Filter = ...): ...
+
+    def __init__(self, tree: Any, writes: Filter = ...):
         to_predicate(writes)
         self._tree = tree
         self._writes = writes
@@ -93,15 +112,15 @@ class record(Generic[T]):  # noqa: N801 (used like a function)
 
 
 @public
-def freeze(live: PyTree) -> PyTree:
-    """The immutable tree of what a live tree holds now.
+def freeze(live: T) -> T:
+    """An immutable tree with the current values of a live tree.
 
     **Arguments:**
 
-    - `live`: any pytree. States that are frozen already stay as they are.
+    - `live`: any pytree. States that are already frozen stay as they are.
 
-    **Returns:** the tree with frozen states. A tree in which nothing was written comes back as the
-    very tree that was recorded.
+    **Returns:** the tree with frozen states. If nothing was written, it is the same object that was
+    recorded.
     """
     _, _, states = collect(live)
     if not any(s._cell is not None or type(s._tag) is not tuple for s in states):
@@ -133,7 +152,7 @@ def _original(states: list[State]) -> Any:
 
 @public
 def written(live: PyTree) -> dict[Path, Any]:
-    """What was written into a live tree: `{path: new value}`, which `pstate.update` takes.
+    """The values written into a live tree: `{path: new value}`, which `pstate.update` takes.
 
     !!! example
 

@@ -28,9 +28,12 @@ def peer(name: str) -> None:
         pytest.skip(f"the page compares with {name}, which is not here: pip install -e '.[peers]'")
 
 
+#: The pages that need a peer.
 COMPARED = [page for page in PAGES if needed(page)]
 
 
+# Peers may call what JAX deprecates. A deprecation of what the page itself calls is still an error.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:(flax|brain)")
 @pytest.mark.parametrize("page", COMPARED, ids=name_of)
 def test_both_sides_do_what_the_page_shows(page: Path):
     """Every python block of a page runs, also those that need a peer."""

@@ -165,8 +165,8 @@ def make_step(how: str, mesh: Mesh) -> Callable[..., tuple[Float[Array, ""], Run
     """`Run.train` in all lanes, compiled: `loss, run = step(run, images, labels)`."""
     if how == "shard_map2":
         specs = P(), P("data"), P("data")
-        step = ps.shard_map2(Run.train, mesh=mesh, in_specs=specs, out_specs=P(), donate=...)
-        return ps.pure(step)
+        sharded = ps.shard_map2(Run.train, mesh=mesh, in_specs=specs, out_specs=P(), donate=...)
+        return ps.pure(sharded)
     mapped = ps.vmap2(Run.train, in_axes=(None, 0, 0), out_axes=None, axis_name="data")
 
     @ps.jit(donate_argnums=0)

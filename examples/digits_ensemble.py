@@ -122,14 +122,14 @@ def train_step(
 
 def minibatches(
     images: Float[np.ndarray, "images 64"], labels: Int[np.ndarray, " images"], members: int
-) -> Iterator[tuple[Float[np.ndarray, "members batch 64"], Int[np.ndarray, "members batch"]]]:
+) -> Iterator[tuple[Float[Array, "members batch 64"], Int[Array, "members batch"]]]:
     """Minibatches without end. Each member goes through the images in orders of its own."""
     rng = np.random.default_rng(0)
     batches = len(images) // BATCH
     while True:
         orders = rng.permuted(np.tile(np.arange(len(images)), (members, 1)), axis=1)
         for index in np.split(orders[:, : batches * BATCH], batches, axis=1):
-            yield images[index], labels[index]
+            yield jnp.asarray(images[index]), jnp.asarray(labels[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,8 @@ def predict(
 ) -> Float[np.ndarray, "members images 10"]:
     """Each member's probabilities. Inference writes no state, so it needs no `ps.pure`."""
     ensemble = eqx.nn.inference_mode(ensemble)
-    return np.asarray(jax.nn.softmax(ps.vmap2(logits, in_axes=(0, None))(ensemble, images)))
+    each = ps.vmap2(logits, in_axes=(0, None))(ensemble, jnp.asarray(images))
+    return np.asarray(jax.nn.softmax(each))
 
 
 # Results --------------------------------------------------------------------------------------------

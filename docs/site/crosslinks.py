@@ -9,7 +9,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 
 # What is left as it is: fenced code, headings, indented doctests, and what is a link already.
 _KEPT = r"^```.*?^```$|^#.*?$|^ *(?:>>>|\.\.\.) .*?$|\[[^\]\n]*\]\([^)\s]*\)|\[[^\]\n]*\]\[[^\]\n]*\]"
-_NAMED = r"(?<!`)`(?P<name>(?:ps|pstate)(?:\.\w+)+)[^`\n]*`(?!`)"
+_NAMED = r"(?<!`)`(?P<name>(?:ps|pstate)(?:\.\w+)+)[^`\n]*(?:\n[^`\n]*)?`(?!`)"
 _CLASS = r"(?<!`)`(?P<own>[A-Z][A-Za-z]+)`(?!`)"
 
 

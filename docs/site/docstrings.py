@@ -30,5 +30,7 @@ class Docstrings(griffe.Extension):
     """What griffe hands to mkdocstrings."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if isinstance(obj, griffe.Function):
+            obj.overloads = None  # for type checkers; people read the one signature
         if obj.docstring is not None:
             obj.docstring.value = linked(fenced(obj.docstring.value))

@@ -7,7 +7,7 @@ back all of them, so branches may write different ones.
 import dataclasses
 import functools as ft
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import jax
 import jax.tree_util as jtu
@@ -265,6 +265,18 @@ def cond(
         7
     """
     return _chooser(jax.lax.cond, (true_fun, false_fun), "pred")(pred, *operands, **keywords)
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def switch(
+        index: Any, branches: Sequence[Callable[..., Out]], *operands: Any, **keywords: Any
+    ) -> Out: ...
+    @overload  # for mypy, to which a list of a module and a function is one of objects
+    def switch(
+        index: Any, branches: Sequence[Callable[..., Any]], *operands: Any, **keywords: Any
+    ) -> Any: ...
 
 
 @public

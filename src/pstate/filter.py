@@ -1,18 +1,18 @@
-"""Filters: which states of a tree something concerns.
+"""Filters: they select states of a tree.
 
-A filter is asked `(path, leaf)`: the leaf is a state, or a raw array outside states; the path is the
-tuple of names and indices that leads to it within its argument, `("layers", 0, "count")`.
+A filter is called with `(path, leaf)`: the leaf is a state, or a raw array outside states; the path
+is the tuple of names and indices that leads to it within its argument, `("layers", 0, "count")`.
 
-Anywhere a filter is taken, a literal will do:
+Wherever a filter is expected, a literal will do:
 
 | literal | selects |
 |---|---|
 | a type, `ps.ParamState` | leaves of that type |
 | a string, `"encoder"` | states with that tag |
-| a callable `(path, leaf) -> bool` | what it says |
+| a callable `(path, leaf) -> bool` | the leaves for which it returns true |
 | `...` or `True` | everything |
 | `None` or `False` | nothing |
-| a tuple or list of filters | what any of them selects |
+| a tuple or list of filters | whatever any of them selects |
 
 Filters are hashable and combine: `OfType(ps.ParamState) & ~WithTag("frozen")`.
 """
@@ -125,7 +125,7 @@ class PathContains(_Operators):
 
 
 class _Combined(_Operators):
-    """What `Any` and `All` share: any number of filters, literals included."""
+    """The base of `Any` and `All`: any number of filters, including literals."""
 
     __slots__ = ("filters",)
 
@@ -145,7 +145,7 @@ class _Combined(_Operators):
 
 
 class Any(_Combined):
-    """What at least one of the filters selects.
+    """Leaves that at least one of the filters selects.
 
     >>> import pstate as ps
     >>> Any(ps.ParamState, "slow")((), ps.State(0.0, tag="slow"))
@@ -159,7 +159,7 @@ class Any(_Combined):
 
 
 class All(_Combined):
-    """What all of the filters select.
+    """Leaves that all of the filters select.
 
     >>> import pstate as ps
     >>> All(ps.ParamState, "slow")((), ps.State(0.0, tag="slow"))
@@ -173,7 +173,7 @@ class All(_Combined):
 
 
 class Not(_Operators):
-    """What the filter does not select.
+    """Leaves that the filter does not select.
 
     >>> import pstate as ps
     >>> Not(ps.ParamState)((), ps.HiddenState(0.0))
@@ -203,7 +203,7 @@ class Not(_Operators):
 @dataclasses.dataclass(frozen=True)
 class _Everything(_Operators):
     def __call__(self, path: Path | None = None, leaf: _Any = None) -> _Any:
-        # Elsewhere they are classes, and made by `Everything()`.
+        # In other libraries they are classes, and used as `Everything()`.
         return self if path is None else True
 
     def __repr__(self) -> str:
@@ -237,15 +237,15 @@ Everything = _Everything()
 #: Selects no leaf. `Nothing()` is the same.
 Nothing = _Nothing()
 
-#: Selects what gradients are taken of: every `ParamState`, and raw inexact arrays outside states.
+#: Selects trainable leaves: every `ParamState`, and inexact arrays outside states.
 Trainable = _Trainable()
 
 
 def _check_parameters(function: Callable[..., _Any]) -> None:
-    """Refuse a callable that cannot be asked about a path and a leaf, such as `eqx.is_array`."""
+    """Refuse a callable that does not take a path and a leaf, such as `eqx.is_array`."""
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # nothing is known of it
+    except (TypeError, ValueError):  # its signature is not known
         return
     try:
         signature.bind((), None)
@@ -253,7 +253,7 @@ def _check_parameters(function: Callable[..., _Any]) -> None:
         name = getattr(function, "__name__", "f")
         name = name if name.isidentifier() else "f"
         raise TypeError(
-            f"A callable filter is asked (path, leaf); got {name}{signature}, which does not take these "
+            f"A callable filter takes (path, leaf); got {name}{signature}, which does not take these "
             f"two. Write a function of both: lambda path, leaf: {name}(leaf)."
         ) from None
 
@@ -261,7 +261,8 @@ def _check_parameters(function: Callable[..., _Any]) -> None:
 def to_predicate(filter: Filter) -> Callable[..., bool]:  # noqa: A002
     """A literal as a hashable `(path, leaf) -> bool`; see the table at the top of this module.
 
-    **Raises:** `TypeError` for what is no filter, for a callable of other arguments, and for a state.
+    **Raises:** `TypeError` for anything but a filter, for a callable with other arguments, and for
+    a state.
 
     >>> import pstate as ps
     >>> to_predicate((ps.ParamState, "slow"))
@@ -272,7 +273,7 @@ def to_predicate(filter: Filter) -> Callable[..., bool]:  # noqa: A002
             return filter
         case State():
             raise TypeError(
-                f"A state is no filter, because states are values and have no identity; got "
+                f"A state is not a filter, because states are values and have no identity; got "
                 f"{filter!r}. Select it by a tag it was made with, or by its path:\n"
                 '    ps.State(value, tag="mine")  # and then the filter "mine"\n'
                 '    ps.filter.PathContains("count")'

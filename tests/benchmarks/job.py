@@ -59,7 +59,7 @@ class Built:
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way to write the job. `build` makes all its functions and classes anew."""
+    """One way to write the job. `build` makes new functions and classes each time."""
 
     name: str
     build: Callable[[Job], Built]

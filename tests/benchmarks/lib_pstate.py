@@ -64,7 +64,7 @@ PSTATE = Contenders(
     mapped=(
         Contender("ps.pure(ps.vmap2(f))", lambda job: _build(job, lambda f: ps.pure(ps.vmap2(f)))),
         Contender(
-            "ps.pure(ps.vmap2(f)), made anew",
+            "ps.pure(ps.vmap2(f)), new wrapper",
             lambda job: _build(job, lambda f: ps.pure(ps.vmap2(f)), anew=True),
         ),
         Contender(

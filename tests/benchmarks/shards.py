@@ -62,7 +62,7 @@ def measure(sizes: list[int]) -> None:
 LIMIT, TWIN = "jax.jit(jax.shard_map(flat))", "jax.jit(jax.shard_map(f)), modules"
 OURS, WITHIN = "ps.pure(ps.shard_map2(f))", "jax.jit(ps.pure(ps.shard_map2(f)))"
 
-#: A call, which goes on with the states of the call before; and a trace of a function made anew.
+#: A call, which goes on with the states of the call before; and a trace of a new function.
 Contender = tuple[Callable[[], Any], Callable[[], Any]]
 
 

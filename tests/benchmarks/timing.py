@@ -1,6 +1,6 @@
 """How times are taken.
 
-A *round* calls each contender once, in an order drawn anew, so that whatever else the machine does
+A *round* calls each contender once, in a newly drawn order, so that whatever else the machine does
 falls on all of them alike. A contender's ratio is the median, over the rounds that it played, of its
 time over the limit's time in the same round. The garbage collector is off while the clock runs.
 
@@ -103,7 +103,7 @@ def warm(calls: Mapping[str, Call], rounds: int, budget: float) -> dict[str, Mea
 def cold(
     contenders: Sequence[Contender], job: Callable[[], Job], rounds: int, budget: float
 ) -> dict[str, Measured]:
-    """Time first calls of functions and classes made anew, with JAX's caches empty."""
+    """Time first calls of new functions and classes, with JAX's caches empty."""
     measured = {contender.name: Measured() for contender in contenders}
     order = random.Random(0)
     for i in _rounds(rounds, budget):
@@ -149,7 +149,7 @@ def _quiet() -> Iterator[None]:
         gc.unfreeze()
 
 
-# JAX tells every listener, and forgets none: one listener, which hands on to whoever asks now.
+# JAX tells every listener, and forgets none: one listener, which passes events on to the current one.
 _asking: list[list[float]] = []
 
 

@@ -67,7 +67,7 @@ def test_a_keyword_is_no_carrier_but_is_read():
 
 @pytest.mark.parametrize("make", [lambda m: m, lambda m: m.__call__, lambda m: m.reset])
 def test_a_bound_method_and_a_module_give_back_the_module(make):
-    """The bound module is the carrier, and is no argument that anyone counts."""
+    """The bound module is the carrier, and is not counted as an argument."""
     model = counter()
     _, new = ps.pure(make(model))(2.0)
     assert type(new) is Counter

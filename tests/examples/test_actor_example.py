@@ -118,7 +118,7 @@ def test_it_learns(report):
 
 
 def test_an_episode_by_hand(actor, played):
-    """A loop in NumPy over one environment, its keys threaded by hand, takes the very same steps."""
+    """A loop in NumPy over one environment, its keys threaded by hand, takes the same steps."""
     agent, steps, _ = played
     lane = int(steps.counted.sum(axis=1).argmax())
     policy = agent.policy

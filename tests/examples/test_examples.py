@@ -46,7 +46,7 @@ def report(digits, picture):
 
 @pytest.fixture(scope="module")
 def optim():
-    """One optimiser for all tests. It is made of functions, and another one would compile anew."""
+    """One optimiser for all tests. It is made of functions, and another one would compile again."""
     return optax.sgd(0.1, momentum=0.9)
 
 
@@ -64,7 +64,7 @@ def member(ensemble, i):
 
 
 def comparable(tree):
-    """The arrays of a tree, with the data of keys in the place of keys."""
+    """The arrays of a tree, with the data of keys instead of keys."""
     arrays = jax.tree.leaves(eqx.filter(tree, eqx.is_array))
     return [jr.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in arrays]
 

@@ -65,7 +65,7 @@ def test_dimensions_are_shared_with_arrays(scale):
 
 
 def test_each_call_binds_its_dimensions_anew(add):
-    """Names are bound for one call, not for ever."""
+    """Names are bound for one call, not permanently."""
     for n in (2, 3, 5):
         assert add(ps.HiddenState(jnp.ones(n)), ps.State(jnp.ones(n))).shape == (n,)
 

@@ -202,7 +202,7 @@ def writing_what_was_kept(way, model):
 @habit(
     "Using again",
     "a live model, kept from a step, in another call",
-    # JAX's own is a TypeError too, and the oldest says in pmap that a tracer is no argument.
+    # JAX's own is a TypeError too, and in the oldest pmap says that a tracer is not a valid argument.
     refused("unexpected tracer|another JAX trace|'Traced<", TypeError, ps.TraceScopeError),
     but={BARE: KEPT, CUSTOM: KEPT},
     twin=lambda by_hand, values: [

@@ -1,4 +1,4 @@
-"""The table of habits: what a step does besides writing `.value` of what it got."""
+"""The table of habits: what a step does apart from writing to `.value` of its arguments."""
 
 import contextlib
 import dataclasses
@@ -138,9 +138,9 @@ def editing_between_calls(way, model):
 
 STALE = refused("was also read through a closure|reads the state", ps.CapturedStateError)
 CAPTURED = refused("reads the state .*State", ps.CapturedStateError)
-WATCHED = warned("reads the state .*therefore it runs uncompiled", ps.CapturedStateWarning)
+WATCHED = warned("reads the state .*so it runs uncompiled", ps.CapturedStateWarning)
 NOT_GIVEN = refused(
-    "outside a recording|came in by none of its arguments|was written on the original",
+    "outside a recording|did not come in through its arguments|was written on the original",
     ps.FrozenStateError,
 )
 TEN = 10.0
@@ -325,7 +325,7 @@ def writing_a_copy(model, x):
 @habit_of_a_step(
     "Forgetting",
     "`.value`: `model.count + x`, `model.count += x`",
-    refused(r"is a state, and not the value that it holds.*Write `.*\.count\.value", TypeError),
+    refused(r"is a state, not the value that it holds.*Write `.*\.count\.value", TypeError),
 )
 def forgetting_value(model, x):
     return step(model, x) + model.count

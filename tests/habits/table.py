@@ -1,7 +1,7 @@
 """The machinery of the table of habits: a habit, what comes of it, and how a page shows that.
 
-A *habit* is what users do besides writing `.value`. It is a *program*, written as a user would, and it
-has a *twin*, which does the same and threads states by hand. What comes of it is
+A *habit* is something that users do apart from writing to `.value`. It is a *program*, written as a
+user would, and it has a *twin*, which does the same and threads states by hand. What comes of it is
 
 - kept: what the program gives equals what the twin gives;
 - refused: an error;
@@ -102,7 +102,7 @@ class Habit:
         """What the twin gives: eagerly, or compiled where a change is not seen."""
         if self.outcome_in(way) is UNSEEN:
             return self.twin(lambda g: jax.jit(way.by_hand(g)), values)
-        # By a function made anew on each call, since JAX too remembers some that it has traced.
+        # By a new function on each call, since JAX also remembers some that it has traced.
         anew = lambda g: lambda values, x: way.by_hand(lambda *args: g(*args))(values, x)
         with jax.disable_jit():
             return self.twin(anew, values)

@@ -108,7 +108,7 @@ def test_each_slip_is_an_error_whose_advice_runs(slip):
     state = ps.HiddenState(jnp.array(value) if isinstance(value, list) else value)
     x = np.ones(3, np.int32) if "@" in slip else 2
     error = error_of(slip, state=state, x=x, i=1)
-    assert str(error).startswith(f"`{state!r}` is a state, and not the value that it holds. ")
+    assert str(error).startswith(f"`{state!r}` is a state, not the value that it holds. ")
     right, wrong = advised(error)
     assert (right, wrong) == (slip.replace("state", "state.value"), slip)
     run(right, state=state, x=x, i=1)
@@ -137,7 +137,7 @@ def test_the_message_names_the_place_of_a_live_state():
     with pytest.raises(TypeError) as caught:
         ps.pure(counter)(2.0)
     assert str(caught.value) == (
-        "`counter.count` (ShortTermState) is a state, and not the value that it holds. "
+        "`counter.count` (ShortTermState) is a state, not the value that it holds. "
         "Write `counter.count.value + x`, not `counter.count + x`."
     )
     assert run("y = counter.count.value + x", counter=counter, x=2.0)["y"] == 3

@@ -19,7 +19,7 @@ INTEGERS = [np.int64(3), np.array(3), jnp.array(3)]
 
 @pytest.fixture(autouse=True)
 def as_users_run_it():
-    """Without the type checker of the test run, which would speak before the library does."""
+    """Without the type checker of the test run, which would raise before the library does."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -94,7 +94,7 @@ def test_a_traced_integer_is_refused(use):
     """A program cannot depend on what it computes; the message says what to write, and that works."""
     with pytest.raises(TypeError, match="is part of the program, and got a traced i32") as caught:
         jax.jit(USES[use])(3)
-    assert re.search(r"Give an integer that is known before: \w+=\d+", str(caught.value))
+    assert re.search(r"Pass an integer that is known beforehand: \w+=\d+", str(caught.value))
     assert "by static_argnums" in str(caught.value)
     if "pmap" not in use:  # of which JAX 0.6.2 warns under jit
         assert jax.jit(USES[use], static_argnums=0)(3).shape[0] == 3
@@ -122,7 +122,7 @@ def test_a_number_of_steps_that_is_none(length):
     ],
 )
 def test_names_are_no_positions(option, make):
-    """An argument's name in the place of its position is refused when the transform is made."""
+    """An argument's name instead of its position is refused when the transform is made."""
     with pytest.raises(TypeError, match=rf"^{option} counts positional arguments from 0") as caught:
         make()
     assert f"Write {option}=0." in str(caught.value)

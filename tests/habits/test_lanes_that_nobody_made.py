@@ -61,7 +61,7 @@ def test_from_the_first_error_to_the_right_shapes():
 
     with pytest.raises(ValueError, match="whose mapped axes differ in size") as sizes:
         ps.pure(ps.vmap2(make(), state_in_axes={0: ps.HiddenState}))(XS)
-    assert "To give each lane a `rnn.h` of its own, make its lane axis first" in str(sizes.value)
+    assert "To give each lane its own `rnn.h`, make its lane axis first" in str(sizes.value)
     rnn = advised(str(sizes.value), rnn=make())["rnn"]
     assert ps.pure(ps.vmap2(rnn, state_in_axes={0: ps.HiddenState}))(XS)[0].shape == (4, 3)
 
@@ -76,7 +76,7 @@ def test_a_state_that_is_cut_along_an_axis_of_its_own():
     with pytest.raises(ps.BatchAxisError) as error:
         ps.pure(ps.vmap2(make(), in_axes=(None,), state_in_axes={0: ps.HiddenState}))(XS)
     text = str(error.value)
-    assert "with shape () in each lane, and was written with shape (4, 3)" in text
+    assert "with shape () in each lane, but was written with shape (4, 3)" in text
     rnn = advised(text, rnn=make())["rnn"]
     mapped = ps.vmap2(rnn, in_axes=option(text, "in_axes"), state_in_axes={0: ps.HiddenState})
     out, after = ps.pure(mapped)(XS)
@@ -110,7 +110,7 @@ def test_a_buffer_may_grow_where_it_is_declared():
     """A change of size is refused, and the declaration that the message names allows it."""
     push = lambda s, x: setattr(s, "value", jnp.append(s.value, x))
     buffer = ps.State(jnp.zeros((4, 2)))
-    with pytest.raises(ps.BatchAxisError, match="say that the change is meant") as error:
+    with pytest.raises(ps.BatchAxisError, match="declare that the change is intended") as error:
         ps.pure(ps.vmap2(push))(buffer, jnp.arange(4.0))
     axes = option(str(error.value), "state_out_axes")
     _, after = ps.pure(ps.vmap2(push, state_out_axes=axes))(buffer, jnp.arange(4.0))
@@ -233,7 +233,7 @@ def test_broadcast_refuses():
         ps.BatchAxisError, match=re.escape("The state at ('h',) (HiddenState) has a value")
     ):
         ps.broadcast(make(), {2: ps.HiddenState}, 4)
-    with pytest.raises(ps.BatchAxisError, match="with no place for a lane axis -1"):
+    with pytest.raises(ps.BatchAxisError, match="a lane axis -1 does not fit"):
         ps.broadcast(ps.RandomState(jr.PRNGKey(0)), {-1: ps.RandomState}, 4)
     with pytest.raises(
         ValueError, match=re.escape("axis_size is the number of lanes, an integer of at")

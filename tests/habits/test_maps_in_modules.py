@@ -136,14 +136,14 @@ def test_keywords_that_a_held_map_names():
         match=re.escape("`holder.parts['map'].module.init_state` needs the keyword 'size'"),
     ):
         holder().init_all_states()
-    with pytest.raises(TypeError, match="No `init_state` in `holder` names the keyword 'sise'"):
+    with pytest.raises(TypeError, match="No `init_state` in `holder` takes the keyword 'sise'"):
         holder().init_all_states(size=2, sise=3)
     both = {"map": ps.nn.Map(Accumulator(), 3), "random": ps.nn.Map(Assigning(), 2)}
     made = Holder("both", both).init_all_states(size=2, rng=ps.RandomState(1))
     assert made.parts["random"].module.weights[0].value.shape == (2, 2)
-    with pytest.raises(ValueError, match="holds a bare key, with which all lanes would draw alike"):
+    with pytest.raises(ValueError, match="holds a bare key, so all lanes would draw the same"):
         ps.nn.Map(Assigning(), 2).init_all_states(rng=jr.key(0))
-    with pytest.raises(ValueError, match="holds a bare key, with which all lanes would draw alike"):
+    with pytest.raises(ValueError, match="holds a bare key, so all lanes would draw the same"):
         Holder("bare", both).init_all_states(size=2, rng=jr.key(0))
 
 
@@ -159,7 +159,7 @@ def test_inside_other_transforms():
 
 
 def test_static_fields_stay_what_they_are():
-    """A static field that init_state assigns is no array afterwards, in lanes either."""
+    """A static field that init_state assigns is not an array afterwards, not even in lanes."""
     made, _ = ps.vmap2_new_states(Accumulator(), {"size": 2}, axis_size=4)
     assert made.size == 2
     assert type(made.size) is int

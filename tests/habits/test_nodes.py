@@ -15,7 +15,7 @@ import pstate as ps
 
 @jtu.register_pytree_with_keys_class
 class Partitioned:
-    """Keeps what is no array apart from the arrays, in its aux data."""
+    """Keeps non-arrays apart from the arrays, in its aux data."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -31,7 +31,7 @@ class Partitioned:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hidden:
-    """A tree of what is no array, in aux data; told apart by its structure."""
+    """A tree of non-arrays, in aux data; compared by its structure."""
 
     tree: object
 

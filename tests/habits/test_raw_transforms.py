@@ -26,7 +26,7 @@ def total(m: Any, x: Any) -> Any:
 ONE_DEVICE = jax.devices()[:1]
 MESH = jax.make_mesh((1,), ("data",), devices=ONE_DEVICE, axis_types=(jax.sharding.AxisType.Auto,))
 
-#: How a user's function of `x` is run; the name in the message; what the advised line needs besides.
+#: How a user's function of `x` is run; the name in the message; what else the advised line needs.
 RAW: dict[str, tuple[Callable[[Any], Any], str, dict[str, Any]]] = {
     "jit": (lambda g: jax.jit(g)(jnp.ones(3)), "jax.jit", {}),
     "filter_jit": (lambda g: eqx.filter_jit(g)(jnp.ones(3)), "eqx.filter_jit", {}),
@@ -214,7 +214,9 @@ def test_a_state_that_is_made_in_the_body(transform: Any) -> None:
         return state.replace(state.value + 1.0)
 
     args = {"n": ps.State(jnp.ones(3))}, jnp.ones(3)
-    with pytest.raises(ps.FrozenStateError, match=r"came in by none.*state = state\.replace\(value\)"):
+    with pytest.raises(
+        ps.FrozenStateError, match=r"did not come in through.*state = state\.replace\(value\)"
+    ):
         ps.pure(transform(made))(*args)
     out, _ = ps.pure(transform(replaced))(*args)
     assert jnp.all(out.value == 1.0)

@@ -102,7 +102,7 @@ def test_a_bound_stack():
 
 
 def test_undrawn_keys_stay():
-    """A stack that no lane draws from comes back as the very same keys."""
+    """A stack that no lane draws from comes back as the same key objects."""
     layers = stack()
     _, new = ps.pure(ps.vmap2(lambda layers, x: layers.gain.sum() * x, in_axes=(None, 0)))(layers, XS)
     assert new.rng.value is layers.rng.value

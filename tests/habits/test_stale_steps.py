@@ -1,4 +1,4 @@
-"""A bound pure function that is called again: it starts from the module that it was made of."""
+"""A bound pure function that is called again: it starts from the module that it was built from."""
 
 import functools as ft
 import gc
@@ -70,9 +70,9 @@ def test_the_message():
     step = ps.pure(ps.jit(rnn()))
     step(1.0)
     message = (
-        "ps.pure(ps.jit(rnn)) was called again. Each call starts from the `rnn` that it was made of, "
-        "and what the last one wrote to `rnn.hidden` is not in it. Go on from the `rnn` that came back; "
-        "nothing is compiled anew:\n    out, rnn = ps.pure(ps.jit(rnn))(x)"
+        "ps.pure(ps.jit(rnn)) was called again. Each call starts from the `rnn` that it was built "
+        "from, which does not have what the last call wrote to `rnn.hidden`. Continue with the `rnn` "
+        "that came back; nothing is compiled again:\n    out, rnn = ps.pure(ps.jit(rnn))(x)"
     )
     with pytest.warns(ps.StaleStateWarning, match=re.escape(message)):
         step(1.0)
@@ -158,7 +158,7 @@ def test_in_a_body():
 
 
 def test_methods_that_are_pure():
-    """`@ps.pure` in a class binds anew on each access, and so goes on from the module at hand."""
+    """`@ps.pure` in a class binds again on each access, and so starts from the current module."""
 
     class Own(eqx.Module):
         hidden: ps.HiddenState
@@ -209,5 +209,5 @@ def test_a_bound_boundary_in_a_mapping_loses_nothing(options):
 def test_two_boundaries_are_refused(wrap, bound):
     """A boundary around another would give back the old tree, beside the new one in the output."""
     inner = wrap(ps.pure(rnn() if bound else Rnn.__call__))
-    with pytest.raises(TypeError, match=r"is pure already: it returns \(out, tree\)"):
+    with pytest.raises(TypeError, match=r"is already pure: it returns \(out, tree\)"):
         ps.pure(inner)

@@ -30,7 +30,7 @@ def model(held, n=3):
 
 
 def make_step():
-    """A function made anew: what is compiled lives as long as it does."""
+    """A new function: what is compiled lives as long as it does."""
 
     def step(model, x):
         model.count.value = model.count.value + x
@@ -155,7 +155,7 @@ def test_eager_functions_keep_nothing_while_they_live():
 
 
 def test_a_program_is_found_after_a_collection():
-    """What is forgotten is found again by what uses it: nothing compiles anew."""
+    """What was dropped is worked out again when it is used: nothing compiles again."""
     runs, held = [], Held()
 
     def step(tree, x):

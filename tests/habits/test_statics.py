@@ -1,4 +1,4 @@
-"""Static fields of equal value and other type: what comes back has the very statics of what came in."""
+"""Static fields of equal value but different type: what comes back has the statics that came in."""
 
 import dataclasses
 import functools as ft

@@ -26,7 +26,7 @@ PARTS = habits_in_a_step, habits_between_calls
 
 
 def watch(tree: Any) -> Any:
-    """The structure and the very leaves of a tree."""
+    """The structure and the leaf objects of a tree."""
     return jax.tree.structure(tree), jax.tree.leaves(tree)
 
 

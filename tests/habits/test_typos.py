@@ -34,7 +34,7 @@ def net(**kwargs: Any) -> Net:
 
 XS = jnp.arange(3.0)
 KINDS = "HiddenState, ParamState"
-THERE = f"which has states of the kinds {KINDS}. Leave the filter out, or name one that is there."
+THERE = f"which has states of the kinds {KINDS}. Leave the filter out, or select states that exist."
 
 #: Filters that select nothing of the net, and how messages show them.
 SLIPS: dict[str, Any] = {
@@ -161,7 +161,7 @@ def test_the_advice_for_a_typo_is_right():
 
 @pytest.fixture
 def as_users_run_it():
-    """Without the type checker of the test run, which would speak before the library does."""
+    """Without the type checker of the test run, which would raise before the library does."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -184,7 +184,7 @@ def as_users_run_it():
 def test_a_predicate_of_leaves_is_no_filter(use):
     """`eqx.is_array` takes one argument, and a filter is asked with two; the message shows both."""
     with pytest.raises(
-        TypeError, match=r"^A callable filter is asked \(path, leaf\); got is_array"
+        TypeError, match=r"^A callable filter takes \(path, leaf\); got is_array"
     ) as caught:
         use(eqx.is_array)
     (code,) = re.findall(r"Write a function of both: (.*)\.$", str(caught.value))
@@ -245,7 +245,7 @@ def test_a_name_that_is_no_path_says_what_paths_look_like(path):
     with pytest.raises(KeyError) as caught:
         ps.update(net(), {path: 5.0})
     message = caught.value.args[0]
-    assert message.startswith(f"No state stands at {path!r}. The tree has states at (")
+    assert message.startswith(f"There is no state at {path!r}. The tree has states at (")
     (dotted,) = re.findall(r"as a tuple, or as one string, ('.*?')", message)
     ps.update(net(), {eval(dotted): 5.0})
     with pytest.warns(ps.UnmatchedPathWarning, match=re.escape(repr(path))):
@@ -317,7 +317,7 @@ def test_a_filter_of_new_states(given):
         assert [str(w.message) for w in caught] == [
             given.replace("axis:", "1:")
             + f" matches no state of the module, which has {there}. "
-            + "Leave the filter out, or name one that is there."
+            + "Leave the filter out, or select states that exist."
         ]
         make(cls(), None)
         make(cls(), {None: "typo", 0: ...})

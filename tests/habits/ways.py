@@ -258,7 +258,7 @@ BARE = _group("under `ps.pure` or `ps.record` alone", "pure record")
 CHECKPOINT = _group("in `checkpoint`", "checkpoint checkpoint-vmap2")
 #: Where nothing is differentiated the function runs as it is.
 CUSTOM = _group("in `custom_vjp` and `custom_jvp`", "custom_vjp custom_jvp")
-#: The step runs on the very arrays that came in.
+#: The step runs on the same array objects that came in.
 CONCRETE = _group(
     "under `ps.pure` or `ps.record` alone, in derivatives, in `custom_vjp` and `custom_jvp`",
     "pure record value_and_grad jacfwd grad jacrev hessian vjp jvp custom_vjp custom_jvp",

@@ -53,7 +53,7 @@ def no_lanes(model, xs):
     return ys, Counter(ps.ShortTermState(count))
 
 
-# Bound modules: broadcast, until a filter speaks -----------------------------------------------------
+# Bound modules: broadcast, unless a filter maps their states -----------------------------------------
 
 
 @case(

@@ -90,7 +90,7 @@ def test_same_program(case: Case):
 
 @every_case
 def test_untouched(case: Case):
-    """L1: what was not written comes back as the very same leaf objects."""
+    """L1: what was not written comes back as the same leaf objects."""
     args, kwargs = case.args(), case.kwargs()
     pure = case.pure()
     carrier = pure.fun.fun if hasattr(pure.fun, "fun") else None
@@ -254,7 +254,7 @@ ENGINES = {
 def test_engines(case: Case, engine: str):
     """L5: `pmap2` and chunks agree with `vmap2`; keys bit for bit, floats to rounding."""
     if case.collective and engine != "pmap":
-        with pytest.raises(ValueError, match="would see the lanes of one chunk only"):
+        with pytest.raises(ValueError, match="would see only the lanes of one chunk"):
             _by_engine(case.make(), **ENGINES[engine])
         return
     args, kwargs = case.args(), case.kwargs()

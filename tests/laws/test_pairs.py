@@ -53,9 +53,9 @@ def refused(outer: Using, inner: Using) -> tuple[type[Exception], str] | None:
     if outer.name == "jacfwd" and not inner.forward:
         return TypeError, r"can't apply forward-mode .* to a custom_vjp"
     if outer.name == inner.name == "pmap2" and not NESTED_PMAP:
-        return NotImplementedError, "runs no jax.pmap inside another"
+        return NotImplementedError, "cannot run one jax.pmap inside another"
     if {outer.name, inner.name} == {"pmap2", "shard_map2"}:
-        return NotImplementedError, "runs no jax"
+        return NotImplementedError, "cannot run jax"
     return None
 
 

@@ -29,7 +29,7 @@ ByHand = Callable[[dict[str, Any], Any], tuple[Any, dict[str, Any]]]
 class Model(eqx.Module):
     """What every transform here is about: a state that is written, one that is drawn from, one to train.
 
-    The last is touched by nobody, and the activation is no array.
+    The last is never touched, and the activation is not an array.
     """
 
     count: ps.ShortTermState

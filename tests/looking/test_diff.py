@@ -61,7 +61,7 @@ def test_diff_is_data():
 
 
 def test_diff_of_shapes_and_dtypes():
-    """Other shapes have no distance; another dtype is compared by value besides."""
+    """Other shapes have no distance; another dtype is also compared by value."""
     row = only(ps.diff(ps.State(jnp.ones(4)), ps.State(jnp.ones(9))))
     assert (row.what, row.old.norm, row.new.norm) == (("shape",), 2.0, 3.0)
     assert (row.distance, row.differing) == (None, None)

@@ -140,7 +140,7 @@ def test_captured_states_are_refused():
 
 def test_too_many_lanes():
     """More lanes than devices are refused by number."""
-    with pytest.raises(ValueError, match="maps 8 lanes, a device for each, and there are 4 devices"):
+    with pytest.raises(ValueError, match="maps 8 lanes, one per device, but there are 4 devices"):
         ps.pmap2(lambda x: x)(jnp.ones(8))
 
 
@@ -223,9 +223,9 @@ def test_bad_chunk_size(chunk_size):
 
 def test_chunks_and_collectives():
     """A named axis would see one chunk only."""
-    with pytest.raises(ValueError, match="would see the lanes of one chunk only"):
+    with pytest.raises(ValueError, match="would see only the lanes of one chunk"):
         ps.vmap2(add, chunk_size=2, axis_name="batch")
-    with pytest.raises(ValueError, match=r"chunk_size is for jax\.vmap"):
+    with pytest.raises(ValueError, match=r"chunk_size needs jax\.vmap"):
         ps.StatefulMapping(add, chunk_size=2, mapping_fn=jax.pmap)
 
 

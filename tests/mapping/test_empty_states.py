@@ -60,7 +60,7 @@ def test_other_axes() -> None:
 
 
 def test_a_prefix_of_the_argument() -> None:
-    """A prefix speaks of the empty state by itself, beside a weight that the lanes share."""
+    """A prefix applies to the empty state by itself, next to a weight that the lanes share."""
     prefix = {"weight": None, "hidden": 0}
     _, filled = ps.pure(ps.vmap2(fill, in_axes=(prefix, 0)))(model(2.0), XS)
     assert jnp.array_equal(filled["hidden"].value, 2 * XS)

@@ -120,7 +120,7 @@ def test_out_axes_prefixes():
 
 
 def test_policies():
-    """An undeclared write that differs raises, warns, or is stacked in silence."""
+    """An undeclared write that differs raises, warns, or is stacked silently."""
     mapped = ft.partial(ps.vmap2, write, in_axes=(None, 0))
     with pytest.raises(ps.BatchAxisError):
         ps.pure(mapped())(tree(), XS)
@@ -353,7 +353,7 @@ def test_explain_tells_splits_reductions_and_shadows():
     rng, state, _ = explained.rows
     assert (rng.axis_in, rng.use, rng.axis_out) == ("split", "read, split, written", "shared")
     assert (state.axis_in, state.axis_out) == ("shared", "reduced")
-    assert explained.notes == ("state_in_axes {1: WithTag('t')} is shadowed by what stands before it",)
+    assert explained.notes == ("state_in_axes {1: WithTag('t')} is shadowed by an earlier filter",)
 
 
 def test_lanes():

@@ -96,12 +96,12 @@ def test_refused(new_states):
 
 def test_sizes():
     """Without a size `vmap2_new_states` asks, and `pmap2_new_states` takes the devices; not more."""
-    with pytest.raises(ValueError, match="nothing here tells it"):
+    with pytest.raises(ValueError, match="is needed here"):
         ps.vmap2_new_states(Linear(), {"size": 1})
     made, _ = ps.pmap2_new_states(Linear(), {"size": 1})
     assert made.counter.value.shape == (4,)
     assert len(made.counter.value.devices()) == 4
-    with pytest.raises(ValueError, match="maps 8 lanes, a device for each, and there are 4 devices"):
+    with pytest.raises(ValueError, match="maps 8 lanes, one per device, but there are 4 devices"):
         ps.pmap2_new_states(Linear(), {"size": 1}, axis_size=8)
 
 

@@ -261,7 +261,7 @@ def test_the_state_is_found_by_path_and_kind():
 
 
 def test_reading_writes_nothing():
-    """In inference the very same tree comes back, and calls need no recording."""
+    """In inference the same tree object comes back, and calls need no recording."""
     model = eqx.nn.inference_mode(mapped(batch_norm(), data()[0])[1])
     _, same = mapped(model, data()[0])
     assert all(a is b for a, b in zip(jtu.tree_leaves(same), jtu.tree_leaves(model), strict=True))
@@ -377,8 +377,8 @@ def test_layers_that_are_built_already():
     norm = MAKERS["batch"](None)
     with pytest.raises(
         TypeError,
-        match=r"^from_equinox takes a class, or a function that makes a layer; got a BatchNorm that was "
-        r"built already. Write ps.nn.from_equinox\(BatchNorm, ...\), or "
+        match=r"^from_equinox takes a class, or a function that makes a layer; got a BatchNorm that is "
+        r"already built. Write ps.nn.from_equinox\(BatchNorm, ...\), or "
         r"ps.nn.from_equinox\(lambda: layer\)\.$",
     ):
         ps.nn.from_equinox(norm)
@@ -396,7 +396,7 @@ def test_layers_that_return_no_state():
     """A layer that forgets to return its state is named, with the line that is missing."""
     with pytest.raises(
         TypeError,
-        match=r"^Forgetful returned a \w+, and a stateful layer of Equinox returns \(out, state\), "
+        match=r"^Forgetful returned a \w+, but a stateful Equinox layer returns \(out, state\), "
         r"where `state` is the newest eqx.nn.State. End its __call__ with:\n    return out, state$",
     ):
         ps.nn.from_equinox(Forgetful, 3)(jnp.ones(3))

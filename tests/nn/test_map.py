@@ -199,7 +199,7 @@ def test_bad_arguments(options, message):
 
 
 def test_bad_calls():
-    """A function is no module; a call before the states are made; an unknown method."""
+    """A function is not a module; a call before the states are made; an unknown method."""
     with pytest.raises(ValueError, match=r"Map maps an Equinox module.*ps\.vmap2\(f\)"):
         ps.nn.Map(lambda x: x, 2)
     with pytest.raises(ValueError, match=r"mapper = mapper\.init_all_states"):
@@ -208,5 +208,5 @@ def test_bad_calls():
         ps.nn.Map(Cell(), 2).map("predict")
     with pytest.raises(AttributeError, match=r"Cell has no method 'predit'; it has .*predict"):
         mapper().map("predit")
-    with pytest.raises(ValueError, match="maps 8 lanes, a device for each"):
+    with pytest.raises(ValueError, match="maps 8 lanes, one per device"):
         ps.nn.Map(Cell(), 8, behavior="pmap").init_all_states(size=3)

@@ -59,7 +59,7 @@ def test_keywords_that_do_not_fit():
         TypeError, match=re.escape("`net.layers[0].init_state` needs the keyword 'size'")
     ):
         net().init_all_states(rng=ps.RandomState(0))
-    with pytest.raises(TypeError, match="No `init_state` in `net` names the keyword 'sise'"):
+    with pytest.raises(TypeError, match="No `init_state` in `net` takes the keyword 'sise'"):
         net().init_all_states(size=3, rng=ps.RandomState(0), sise=1)
 
 

@@ -188,7 +188,7 @@ def recorded(t, x):
     ids=["value", "partition", "pure", "vmap2", "record"],
 )
 def test_captured_states_warn_and_are_never_stale(read, monkeypatch):
-    """A state that is no argument makes the mapping run uncompiled, with one warning."""
+    """A state that is not an argument makes the mapping run uncompiled, with one warning."""
     mapped = ps.vmap2(lambda x: read(HOLDER["tree"], x))
     monkeypatch.setitem(HOLDER, "tree", {"s": ps.State(2.0)})
     with warnings.catch_warnings(record=True) as caught:

@@ -62,7 +62,7 @@ def test_another_type_is_not_donated(write):
 
 
 def test_what_is_returned_as_it_came_in_is_kept():
-    """The old value stands in the output, as the very array, and is therefore not given up."""
+    """The old value is in the output, as the same array, and is therefore not given up."""
 
     def body(state):
         old = state.value
@@ -93,7 +93,7 @@ def test_states_that_swap_their_values():
     ("donate", "given_up"), [(ps.BatchState, False), (..., True)], ids=["one", "both"]
 )
 def test_one_buffer_at_two_places(packed, donate, given_up):
-    """An average that starts as the very array of the parameters: given up if both places give it up."""
+    """An average that starts as the same array as the parameters: given up if both places give it up."""
     weight = jnp.ones(3)
 
     def body(tree):
@@ -318,7 +318,7 @@ def test_a_refused_echo_donates_nothing():
         return state
 
     state = zeros()
-    with pytest.raises(ps.AliasedStateError, match="also stands in the output as `out`"):
+    with pytest.raises(ps.AliasedStateError, match="is also in the output as `out`"):
         ps.pure(ps.jit(body, donate=...))(state, 1.0)
     assert deleted(state) == [False]
 

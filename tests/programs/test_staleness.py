@@ -82,7 +82,7 @@ def test_numbers_are_told_apart():
 def test_an_unhashable_leaf(where):
     """It is named by its place, and the advice to pass an array holds."""
     if where == "position":
-        with pytest.raises(TypeError, match=r"^`k` is a set, neither an array nor hashable, so that ps"):
+        with pytest.raises(TypeError, match=r"^`k` is a set, neither an array nor hashable, so ps"):
             ps.jit(_times)(jnp.ones(2), {1, 2})
     else:
         tree = {"s": zeros()}
@@ -124,7 +124,7 @@ def test_rebound_names(packed, monkeypatch):
 
 
 def test_a_captured_state():
-    """A state that is no argument is refused, also where the body catches errors; the advice runs."""
+    """A state that is not an argument is refused, also if the body catches errors; the advice runs."""
 
     def swallow(x):
         try:

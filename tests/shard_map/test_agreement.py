@@ -138,7 +138,7 @@ OPERATIONS = {
 )
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 def test_random_programs(steps: Any):
-    """What is said to be the same along an axis is the same, in the numbers that the shards compute."""
+    """What is found to be the same along an axis is the same, in the numbers that the shards compute."""
 
     def run(a: Any, b: Any, c: Any) -> Any:
         values = [a, b, c]

@@ -358,7 +358,7 @@ def test_a_batch_of_keys():
 
 
 def test_a_stream_that_nobody_draws_from():
-    """It comes back as the very same array, also where the program was compiled before."""
+    """It comes back as the same array object, also where the program was compiled before."""
     mapped = ps.shard_map2(
         lambda tree, x: x, mesh=mesh(4), in_specs=(P(), P("data")), out_specs=P("data")
     )

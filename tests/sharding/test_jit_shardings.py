@@ -208,7 +208,7 @@ def test_what_does_not_fit():
             "in_shardings for `x` of ps.jit(shift",
         )
         refused(
-            lambda: call(out_shardings=(P(),) * 3), ValueError, "no prefix of the structure of its out"
+            lambda: call(out_shardings=(P(),) * 3), ValueError, "not a prefix of the structure of its"
         )
         refused(lambda: call(out_shardings=(P(None, "data"), None)), ps.BatchAxisError, "`out[0]`")
         refused(
@@ -224,6 +224,6 @@ def test_what_does_not_fit():
 
 
 def test_no_mesh():
-    """A spec without a mesh anywhere is refused, with the code that is right."""
+    """A spec without a mesh anywhere is refused, with the right code."""
     call = lambda: ps.jit(lambda x: x, in_shardings=P("data"))(X)
     refused(call, ValueError, "in_shardings of", "set_mesh" if hasattr(jax, "set_mesh") else "use_mesh")

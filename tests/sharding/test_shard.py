@@ -213,7 +213,7 @@ WRONG: dict[str, Any] = {
     "axis": (
         lies(jnp.ones(4), P("x"), mesh()),
         ValueError,
-        "names the axis 'x', and the mesh has the axes {'data': 4}",
+        "names the axis 'x', but the mesh has the axes {'data': 4}",
     ),
     "twice": (
         lies(jnp.ones((4, 4)), P("data", "data"), mesh()),
@@ -226,7 +226,7 @@ WRONG: dict[str, Any] = {
         "`tree['a']` (State) has shape (6, 2), and the spec P('data') cuts its axis 0",
     ),
     "long": (lies(ps.State(1), P("data"), mesh()), ps.BatchAxisError, "has shape (), of 0 axes"),
-    "no mesh": (lies(jnp.ones(4), P("data")), ValueError, "ps.shard needs a mesh, and none was passed"),
+    "no mesh": (lies(jnp.ones(4), P("data")), ValueError, "ps.shard needs a mesh, but none was passed"),
     "no mesh for largest": (lambda: ps.largest("data")(jnp.ones(4)), ValueError, "needs a mesh"),
     "mesh": (
         lies(jnp.ones(4), P("data"), 4),
@@ -252,9 +252,9 @@ WRONG: dict[str, Any] = {
     "sharding": (
         lies(jnp.ones(4), {NamedSharding(mesh(), P("data")): ...}),
         TypeError,
-        "the mesh is an argument of its own",
+        "the mesh is a separate argument",
     ),
-    "function": (lies(jnp.ones(4), lambda leaf: "data", mesh()), TypeError, "gave 'data' for `tree`"),
+    "function": (lies(jnp.ones(4), lambda leaf: "data", mesh()), TypeError, "returned 'data' for"),
     "largest": (lambda: ps.largest(4), TypeError, "Write ps.largest('data')."),  # pyright: ignore
     "shards": (lambda: ps.largest("data", 0), ValueError, "n"),
     "unconstrained": (
@@ -267,7 +267,7 @@ WRONG: dict[str, Any] = {
 
 @pytest.mark.parametrize(("call", "error", "message"), WRONG.values(), ids=WRONG)
 def test_bad_input(call: Any, error: type, message: str):
-    """Each is refused with its name, what was expected and the code that is right."""
+    """Each is refused with its name, what was expected and the right code."""
     with pytest.raises(error) as found:
         call()
     assert message in str(found.value)
@@ -277,7 +277,7 @@ def test_the_advice_holds():
     """What the messages say to write works, on the inputs that were refused."""
     devices, odd = mesh(), ps.State(jnp.ones((6, 2)))
     with pytest.raises(
-        ps.BatchAxisError, match="by padding it to 8, say; or leave it whole: P\\(None\\)"
+        ps.BatchAxisError, match="for example by padding it to 8; or leave it whole: P\\(None\\)"
     ):
         ps.shard(odd, P("data"), devices)
     assert spec_of(ps.shard(odd, P(None), devices).value) == ()

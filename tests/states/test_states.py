@@ -331,7 +331,7 @@ def test_no_cycles_and_no_identity_magic():
 
 
 def test_catch_new_states():
-    """The states created inside are collected, in order, and get the tag besides their own."""
+    """The states created inside are collected, in order, and get the tag in addition to their own."""
     before = ps.State(0.0)
     with ps.catch_new_states("fresh") as caught:
         made = [ps.State(1.0, tag="own"), Zeros(2), ps.RandomState(0)]

@@ -148,9 +148,9 @@ def test_it_has_what_jax_has():
 REFUSED = {
     "shape": (lambda: (model(4), jnp.ones(4)), r"`model.weight` .* f32\[3\]; got f32\[4\]"),
     "dtype": (lambda: (model(), jnp.ones(3, jnp.int32)), r"`x` of type f32\[3\]; got i32\[3\]"),
-    "number": (lambda: (model(rate=0.25), X), r"`model.rate` is 0.25, which is no array"),
+    "number": (lambda: (model(rate=0.25), X), r"`model.rate` is 0.25, which is not an array"),
     "structure": (lambda: (model(), (X, X)), r"`x` is now PyTreeDef\(\(\*, \*\)\), and was"),
-    "arguments": (lambda: (model(),), "2 by position, and 1 were passed"),
+    "arguments": (lambda: (model(),), "2 by position, but 1 were passed"),
 }
 
 
@@ -176,9 +176,9 @@ def test_another_keyword_another_alias():
 
     one, other = ps.State(X), ps.State(X)
     compiled = ps.pure(ps.jit(pair)).lower(one, other).compile()
-    with pytest.raises(TypeError, match=r"\[\] by keyword, and \['scale'\] were passed"):
+    with pytest.raises(TypeError, match=r"\[\] by keyword, but \['scale'\] were passed"):
         compiled(one, other, scale=X)
-    with pytest.raises(TypeError, match="which places are one state has changed"):
+    with pytest.raises(TypeError, match="other places now share one state"):
         compiled(one, one)
     assert compiled(one, other)[1].value.tolist() == [2.0] * 3
 
@@ -224,7 +224,7 @@ def test_a_captured_state():
 
 
 def test_donation_by_filter():
-    """What is selected and overwritten is given up, whoever takes the tree back, and nothing else."""
+    """Only selected, overwritten buffers are given up, whether `pure` or a recording takes the tree."""
     for make in (
         lambda f: ps.pure(f).lower(model(), X).compile(),
         lambda f: ps.pure(f.lower(model(), X).compile()),

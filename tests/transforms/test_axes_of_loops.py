@@ -107,12 +107,12 @@ def identity(c, x):
 @pytest.mark.parametrize(
     ("xs", "options", "error", "message"),
     [
-        ({"a": X}, {"in_axes": {"b": 0}}, ValueError, "no prefix of the structure of xs"),
+        ({"a": X}, {"in_axes": {"b": 0}}, ValueError, "not a prefix of the structure of xs"),
         (X, {"in_axes": 1}, ValueError, r"`x` of ps.scan\(identity\) is sliced along axis 1"),
         (X, {"in_axes": "a"}, TypeError, "in_axes of a loop are integers, None and functions"),
         (X, {"out_axes": 1}, ValueError, r"`out` has shape \(4,\) .* no axis 1"),
         (X, {"out_axes": None}, ValueError, "gives no axis to an array"),
-        (X, {"out_axes": (0, 0)}, ValueError, "no prefix of what its function returns"),
+        (X, {"out_axes": (0, 0)}, ValueError, "not a prefix of what its function returns"),
         (X, {"state_in_axes": {"cary": ps.State}}, TypeError, "and 'carry'; got 'cary'"),
         (X, {"state_out_axes": {"carry": ps.State}}, TypeError, "are axes; got 'carry'"),
         (X, {"checkpoints": 0}, ValueError, "checkpoints is how many steps keep their carry"),

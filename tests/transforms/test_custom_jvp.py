@@ -180,7 +180,7 @@ def test_nondiff_arguments() -> None:
 
     assert jax.grad(lambda x: f(jnp.sin, x, jnp.float32(3.0)))(1.0) == 300
     assert jax.jit(jax.grad(lambda x: f(jnp.sin, x, scale=jnp.float32(3.0))))(1.0) == 300
-    with pytest.raises(TypeError, match=r"`scale` is differentiated, and ps\.custom_jvp"):
+    with pytest.raises(TypeError, match=r"`scale` is differentiated, but ps\.custom_jvp"):
         jax.grad(lambda scale: f(jnp.sin, 1.0, scale))(3.0)
 
     def write(x: Any, state: Any) -> Any:
@@ -189,12 +189,12 @@ def test_nondiff_arguments() -> None:
 
     g = ps.custom_jvp(write, nondiff_argnums=1)
     g.defjvp(lambda state, primals, tangents: (write(primals[0], state), tangents[0]))
-    with pytest.raises(TypeError, match="stands in an argument that is not differentiated"):
+    with pytest.raises(TypeError, match="it is in an argument that is not differentiated"):
         ps.pure(ps.grad(lambda state, x: g(x, state), argnums=1))(ps.State(0.0), 1.0)
 
 
 def test_a_tangent_that_would_be_lost() -> None:
-    """A written state that has a derivative is not lost in silence: the rule must give its tangent."""
+    """A written state that has a derivative is not lost silently: the rule must return its tangent."""
 
     def function(state: Any, x: Any) -> Any:
         state.value = 3 * x
@@ -203,7 +203,7 @@ def test_a_tangent_that_would_be_lost() -> None:
     f = ps.custom_jvp(function)
     f.defjvp(lambda primals, tangents: (function(*primals), 2 * tangents[1]))
     loss = lambda f: lambda state, x: f(state, x) + state.value
-    with pytest.raises(TypeError, match=r"`state` \(State\) is written by .* jvp gives no tangent"):
+    with pytest.raises(TypeError, match=r"`state` \(State\) is written by .* jvp returns no tangents"):
         ps.pure(ps.grad(loss(f), argnums=1))(ps.State(0.0), 1.0)
     told = ps.custom_jvp(function)
     rule = lambda primals, t: (function(*primals), 2 * t[1], (ps.State(3 * t[1]), None))
@@ -216,7 +216,7 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "shape": (
         lambda p, t: (p[1], jnp.ones(3)),
         TypeError,
-        r"for `out` f32\[3\], and f32\[\] is expected",
+        r"have f32\[3\] for `out`, but f32\[\] is expected",
     ),
     "structure": (lambda p, t: (p[1], {"a": t[1]}), ValueError, "another structure than the output"),
     "written": (lambda p, t: (p[1], t[1], t[0]), TypeError, "one entry for each argument"),
@@ -238,11 +238,11 @@ def test_bad_rules(rule: Any, error: type[Exception], message: str) -> None:
 def test_telling_the_rule() -> None:
     """The rule is told once, before the first call, and by a decorator too."""
     f = ps.custom_jvp(lambda x: x)
-    with pytest.raises(AttributeError, match=r"Tell it first: f.defjvp\(jvp\)"):
+    with pytest.raises(AttributeError, match=r"Define it first: f.defjvp\(jvp\)"):
         f(1.0)
     rule = lambda primals, tangents: (primals[0], 3 * tangents[0])
     assert f.defjvp(rule) is rule
-    with pytest.raises(AttributeError, match="has its rules already"):
+    with pytest.raises(AttributeError, match="already has its rules"):
         f.defjvp(rule)
     assert jax.grad(f)(1.0) == 3
     assert jax.jvp(f, (1.0,), (1.0,)) == (1, 3)

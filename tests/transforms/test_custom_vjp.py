@@ -136,7 +136,7 @@ def test_a_spiking_neuron_in_time(way: Callable[[Any], Any]) -> None:
 
 
 def test_other_arguments() -> None:
-    """With respect to a hidden state, and to an argument that is no tree."""
+    """With respect to a hidden state, and to an argument that is not a tree."""
     gradient, _ = ps.pure(ps.grad(loss, wrt=ps.HiddenState))(neuron(), XS)
     assert jnp.allclose(gradient.voltage.value, expected()[0][1])
     gradient, _ = ps.pure(ps.grad(loss, argnums=1))(neuron(), XS)
@@ -310,7 +310,7 @@ def test_nondiff_arguments_of_methods() -> None:
 
 
 def test_residuals() -> None:
-    """Residuals are any tree: states frozen as they are then, and what is no array."""
+    """Residuals are any tree: states frozen with their current values, and non-arrays."""
     seen: list[Any] = []
 
     @ps.custom_vjp
@@ -380,7 +380,7 @@ def test_a_second_derivative() -> None:
 
 
 def test_a_cotangent_that_would_be_lost() -> None:
-    """A written state that has a derivative is not lost in silence: `bwd` must take its cotangent."""
+    """A written state that has a derivative is not lost silently: `bwd` must take its cotangent."""
 
     def function(state: Any, x: Any) -> Any:
         state.value = 3 * x
@@ -391,7 +391,7 @@ def test_a_cotangent_that_would_be_lost() -> None:
     f.defvjp(fwd, lambda residuals, ct: (None, 2 * ct))
     loss = lambda state, x: f(state, x) + state.value
     assert ps.pure(loss)(ps.State(0.0), 1.0)[0] == 5
-    with pytest.raises(TypeError, match=r"`state` \(State\) is written by .* bwd is not told"):
+    with pytest.raises(TypeError, match=r"`state` \(State\) is written by .* bwd does not take"):
         ps.pure(ps.grad(loss, argnums=1))(ps.State(0.0), 1.0)
     for rule in (
         lambda residuals, ct, written: (None, 2 * ct + 3 * written[0].value),
@@ -406,12 +406,12 @@ def test_a_cotangent_that_would_be_lost() -> None:
 
 
 def test_nondiff_arguments_that_are_differentiated() -> None:
-    """An argument that is said not to be differentiated, and is, would lose its gradient."""
+    """An argument that is declared non-differentiated would lose its gradient, and is refused."""
     f = ps.custom_vjp(lambda x, scale: x * scale, nondiff_argnums=1)
     f.defvjp(lambda x, scale: (x * scale, None), lambda scale, _, ct: (ct * scale,))
     assert jax.grad(f)(2.0, jnp.float32(3.0)) == 3
     with pytest.raises(
-        TypeError, match=r"`scale` is differentiated, and .*jax\.lax\.stop_gradient\(scale\)"
+        TypeError, match=r"`scale` is differentiated, but .*jax\.lax\.stop_gradient\(scale\)"
     ):
         jax.grad(f, argnums=1)(2.0, 3.0)
     assert jax.grad(lambda x: f(x, jax.lax.stop_gradient(x)))(3.0) == 3
@@ -422,7 +422,7 @@ def test_nondiff_arguments_that_are_differentiated() -> None:
 
     f = ps.custom_vjp(write, nondiff_argnums=0)
     f.defvjp(lambda state, x: (write(state, x), None), lambda *args: (args[2],))
-    with pytest.raises(TypeError, match="stands in an argument that is not differentiated"):
+    with pytest.raises(TypeError, match="it is in an argument that is not differentiated"):
         ps.pure(ps.grad(f, argnums=1))(ps.State(0.0), 1.0)
 
 
@@ -444,7 +444,7 @@ def test_rules_that_write_something_else() -> None:
         ps.pure(ps.grad(ps.jit(f), argnums=1))(states, 1.0)
     f = ps.custom_vjp(function)
     f.defvjp(lambda states, x: ((function(states, x), x), None), lambda _, ct: (None, ct))
-    with pytest.raises(TypeError, match="return the same output, and its structures differ"):
+    with pytest.raises(TypeError, match="must return the same output, but the structures differ"):
         ps.pure(ps.grad(ps.checkpoint(f), argnums=1))(states, 1.0)
 
 
@@ -452,10 +452,10 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "no pair": (lambda s, x: x, None, TypeError, r"returns a pair, \(out, residuals\)"),
     "no tuple": (None, lambda r, ct: ct, TypeError, "one entry for each argument, .*'s', 'x'"),
     "too few": (None, lambda r, ct: (ct,), TypeError, "got 1. Write return .None, None."),
-    "shape": (None, lambda r, ct: (None, jnp.ones(3)), TypeError, r"for `x` f32\[3\], and f32\[\] is"),
-    "dtype": (None, lambda r, ct: (None, jnp.float16(1)), TypeError, r"`x` f16\[\], and f32\[\]"),
-    "no array": (None, lambda r, ct: (None, "ct"), TypeError, "for `x` 'ct' of type str"),
-    "structure": (None, lambda r, ct: ({"a": ct}, ct), ValueError, "for `s` another structure"),
+    "shape": (None, lambda r, ct: (None, jnp.ones(3)), TypeError, r"f32\[3\] for `x`, but f32\[\] is"),
+    "dtype": (None, lambda r, ct: (None, jnp.float16(1)), TypeError, r"f16\[\] for `x`, but f32\[\]"),
+    "no array": (None, lambda r, ct: (None, "ct"), TypeError, "'ct' of type str for `x`"),
+    "structure": (None, lambda r, ct: ({"a": ct}, ct), ValueError, "for `s` have another structure"),
 }
 
 
@@ -473,11 +473,11 @@ def test_bad_rules(fwd: Any, bwd: Any, error: type[Exception], message: str) -> 
 def test_telling_rules() -> None:
     """Rules are told once, before the first call, and are functions."""
     f = ps.custom_vjp(lambda x: x)
-    with pytest.raises(AttributeError, match=r"has no rule for its derivative. Tell it first: f.defvjp"):
+    with pytest.raises(AttributeError, match=r"has no rule for its derivative. Define it first: f"):
         f(1.0)
     f.defvjp(lambda x: (x, None), lambda _, ct: (2 * ct,))
     with pytest.raises(
-        AttributeError, match=r"has its rules already.* Make another: ps.custom_vjp\(f\)"
+        AttributeError, match=r"already has its rules.* Make another one: ps.custom_vjp\(f\)"
     ):
         f.defvjp(lambda x: (x, None), lambda _, ct: (3 * ct,))
     assert jax.grad(f)(1.0) == 2
@@ -487,7 +487,7 @@ def test_telling_rules() -> None:
         return x * scale
 
     named.defvjp(lambda x, scale: (x, None), lambda _, ct: (ct, None))
-    with pytest.raises(TypeError, match=r"\['scale'\] can be passed by keyword only"):
+    with pytest.raises(TypeError, match=r"\['scale'\] can only be passed by keyword"):
         named(1.0, scale=2.0)
     counted = ps.custom_vjp(lambda x: x, nondiff_argnums=1)
     counted.defvjp(lambda x: (x, None), lambda _, ct: (ct,))
@@ -518,7 +518,7 @@ def test_what_neighbours_refuse() -> None:
             ps.pure(run)({"a": state, "b": state}, 1.0)
     echo = ps.custom_vjp(lambda tree: tree["a"])
     echo.defvjp(lambda tree: (tree["a"], None), lambda *_: (None,))
-    with pytest.raises(ps.AliasedStateError, match="also stands in the output"):
+    with pytest.raises(ps.AliasedStateError, match="is also in the output"):
         ps.pure(echo)({"a": state})
     captured = ps.custom_vjp(lambda x: x * state.value)
     captured.defvjp(lambda x: (x * state.value, None), lambda _, ct: (ct,))
@@ -574,7 +574,7 @@ def test_as_an_object() -> None:
     assert (decorated.__name__, decorated.__doc__) == ("decorated", "Doc.")
     assert pickle.loads(pickle.dumps(decorated)) is decorated
     assert repr(ps.custom_vjp(twice, nondiff_argnums=0)) == "ps.custom_vjp(twice, nondiff_argnums=(0,))"
-    with pytest.raises(TypeError, match="cannot be pickled: its rules were told to this object"):
+    with pytest.raises(TypeError, match="cannot be pickled: its rules belong to this object"):
         pickle.dumps(twice_with_rule)
 
 

@@ -157,5 +157,5 @@ def test_what_is_refused(partial: Any) -> None:
 
 def test_a_tracer_in_a_partial_that_is_returned() -> None:
     """A `functools.partial` is no pytree, and one that would leak a tracer is refused."""
-    with pytest.raises(TypeError, match="`out` is a partial, which is no pytree, and holds a tracer"):
+    with pytest.raises(TypeError, match="`out` is a partial, which is not a pytree, and holds a tracer"):
         ps.jit(lambda x: ft.partial(print, {"x": x}))(X)

@@ -85,7 +85,7 @@ def test_a_numpy_carry_under_a_trace(call):
 
 @pytest.mark.parametrize("pred", [None, (), (True, False)], ids=repr)
 def test_a_predicate_is_one_scalar(pred):
-    """As in JAX, what is no scalar is refused; an operand is never taken for the predicate."""
+    """As in JAX, anything but a scalar is refused; an operand is never taken for the predicate."""
     with pytest.raises(TypeError):
         ps.cond(pred, lambda x: 1, lambda x: 2, jnp.asarray(True))
 
@@ -93,19 +93,19 @@ def test_a_predicate_is_one_scalar(pred):
 def test_sizes():
     """Sizes that disagree are listed; without any, the message asks for `length`, which works."""
     with pytest.raises(
-        ValueError, match=r"^ps\.scan\(f\) has no array to loop over.* Say how many: length=10\."
+        ValueError, match=r"^ps\.scan\(f\) has no array to loop over.* Pass it: length=10\."
     ):
         ps.scan(lambda c, x: (c, None), 0.0)
     assert ps.scan(lambda c, x: (c + 1, None), 0.0, length=10)[0] == 10
     with pytest.raises(ValueError) as error:
         ps.for_loop(lambda a, b: a, {"x": XS, "s": ps.State(jnp.ones(()))}, jnp.ones((2, 2)), length=5)
     assert str(error.value) == (
-        "ps.for_loop(f) loops over the first axis of every array in xs, and they differ:\n"
+        "ps.for_loop(f) loops over the first axis of every array in xs, but their sizes differ:\n"
         "    a['s']: shape ()\n"
         "    a['x']: shape (3,)\n"
         "    b: shape (2, 2)\n"
         "    length=5\n"
-        "What is the same in all steps goes in by what the function is bound to: ft.partial(f, array)."
+        "Bind the function to arrays that are the same in all steps: ft.partial(f, array)."
     )
     np.testing.assert_allclose(
         ps.for_loop(ft.partial(lambda b, x: b.sum() * x, jnp.ones(2)), XS), 2 * XS

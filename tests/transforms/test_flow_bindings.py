@@ -97,7 +97,7 @@ def test_a_captured_state_is_read_and_never_stale(name):
 
     with pytest.warns(
         ps.CapturedStateWarning,
-        match=r"ps\.\w+\(.*\) reads the state `m\.total` \(ShortTermState\), which is no argument",
+        match=r"ps\.\w+\(.*\) reads the state `m\.total` \(ShortTermState\), which is not an argument",
     ):
         assert ps.pure(run)(model(1.0))[0] == [1, 2, 5]
 

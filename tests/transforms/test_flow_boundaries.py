@@ -81,7 +81,7 @@ NOBODY = {
 def test_a_write_that_nobody_takes(call, names):
     """A loop outside `pure` that writes raises, and the line of its message gives the writes back."""
     with pytest.raises(
-        ps.FrozenStateError, match="was written, and nobody takes the new value"
+        ps.FrozenStateError, match="was written, but the new value would be lost"
     ) as error:
         call()
     functions = (add, carry, advance, always, leave, stays, write_layer, write_layer_and_carry)
@@ -99,8 +99,8 @@ def test_a_write_and_a_draw_in_a_condition():
             ps.pure(lambda m, f=condition: ps.while_loop(ft.partial(f, m), m.advance, 0.0))(model())
         assert re.fullmatch(
             r"`m\.(total|rng)` \((ShortTerm|Random)State\) was written in the condition of "
-            r"ps\.while_loop\(ft\.partial\(f, m\), model\.advance\), which only says whether to go on, "
-            r"and may be run any number of times\. Write, and draw, in the body: def body\(carry\): "
+            r"ps\.while_loop\(ft\.partial\(f, m\), model\.advance\), which only decides whether to go "
+            r"on, and may run any number of times\. Write, and draw, in the body: def body\(carry\): "
             r"state\.value = \.\.\.; return carry\.",
             str(error.value),
         )

@@ -42,7 +42,7 @@ def test_a_write_into_a_carry_is_refused():
         lambda: ps.while_loop(lambda t: t.value < 3, lambda t: step(t, 1.0)[0], ps.State(0.0)),
     ):
         with pytest.raises(
-            ps.FrozenStateError, match=r"stands in the carry of .* and was written\. A carry"
+            ps.FrozenStateError, match=r"is in the carry of .* and was written\. A carry"
         ):
             run()
     last, _ = ps.scan(lambda state, x: (state.replace(state.value + x), None), ps.State(0.0), XS)
@@ -61,7 +61,7 @@ LIVE = {
 @pytest.mark.parametrize(("run", "f"), LIVE.values(), ids=LIVE)
 def test_a_live_state_in_a_carry(run, f):
     """It is refused, and the rewritten line runs."""
-    with pytest.raises(ps.StateTypeError, match=r"is live and stands in the carry of ps\.scan") as error:
+    with pytest.raises(ps.StateTypeError, match=r"is live and is in the carry of ps\.scan") as error:
         ps.pure(run)(model())
 
     def right(tree):
@@ -83,7 +83,7 @@ def test_a_live_state_in_the_carry_of_a_while_loop():
         return m
 
     with pytest.raises(
-        ps.StateTypeError, match=r"is live and stands in the carry of ps\.while_loop"
+        ps.StateTypeError, match=r"is live and is in the carry of ps\.while_loop"
     ) as error:
         ps.pure(lambda m: ps.while_loop(go, body, m))(model())
     rewritten = {"go": lambda m, _: go(m), "body": lambda m, _: body(m) and None}
@@ -97,7 +97,7 @@ def test_a_live_state_in_the_carry_of_a_while_loop():
         return c[0], advance(*c)
 
     with pytest.raises(
-        ps.StateTypeError, match=r"is live and stands in the carry of ps\.while_loop"
+        ps.StateTypeError, match=r"is live and is in the carry of ps\.while_loop"
     ) as error:
         ps.pure(lambda m: ps.while_loop(go_on, next_, (m, 1.0)))(model())
     rewritten = {"go_on": below, "next_": advance, "carry": 1.0}
@@ -157,7 +157,7 @@ def test_static_leaves():
 def test_static_leaves_that_change():
     """A flag that changes in a carry, or that differs between branches, is named."""
     with pytest.raises(
-        TypeError, match=r"`carry\.inference` came into ps\.scan\(f\) as False, which is no a"
+        TypeError, match=r"`carry\.inference` came into ps\.scan\(f\) as False, which is not a"
     ):
         ps.scan(lambda m, x: (eqx.nn.inference_mode(m), None), model(), XS)
     with pytest.raises(
@@ -173,17 +173,17 @@ def test_carries_that_change():
     with pytest.raises(TypeError) as error:
         ps.scan(lambda c, x: ((c[0], c[1], x), None), (jnp.float32(0), jnp.int32(1)), XS)
     assert str(error.value) == (
-        "The carry of ps.scan(f) came in as (f32[], i32[]) and the body returned (f32[], i32[], f32[]). "
+        "The carry of ps.scan(f) came in as (f32[], i32[]) but the body returned (f32[], i32[], f32[]). "
         "A loop keeps the tree of its carry: return a carry with the same containers and states."
     )
     with pytest.raises(TypeError) as error:
         ps.while_loop(lambda c: True, lambda c: {"a": c["a"].astype(float)}, {"a": jnp.int32(0)})
     assert str(error.value) == (
-        "`carry['a']` came into ps.while_loop(f, f) as i32[], and the body returned f32[]. A loop keeps "
+        "`carry['a']` came into ps.while_loop(f, f) as i32[], but the body returned f32[]. A loop keeps "
         "the types of its carry: return the same shape and dtype, jnp.asarray(new, old.dtype), or give "
         "it the other type before the loop."
     )
     with pytest.raises(
-        TypeError, match=r"returns a pair, \(carry, y\); got .* Write return carry, None wh"
+        TypeError, match=r"returns a pair, \(carry, y\); got .* Write return carry, None if"
     ):
         ps.scan(lambda c, x: c, jnp.zeros(2), XS)

@@ -129,7 +129,7 @@ def done(model):
 
 @pytest.mark.parametrize("call", EAGER.values(), ids=EAGER)
 def test_untouched_states_are_the_same_objects(call):
-    """L1: what no step wrote is the very state that came in."""
+    """L1: what no step wrote is the same state object that came in."""
     start = model()
     _, new = ps.pure(call)(start, 1.0)
     assert new.total is not start.total

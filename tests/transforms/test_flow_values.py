@@ -101,7 +101,7 @@ def test_empty_states():
         "the same types: write a value of the same shape and dtype in both, state.value = "
         "jnp.asarray(new, state.value.dtype), or fill or reshape the state before."
     )
-    with pytest.raises(ps.StateTypeError, match="as empty, and the body wrote f32"):
+    with pytest.raises(ps.StateTypeError, match="as empty, but the body wrote f32"):
         ps.pure(lambda t: ps.for_loop(ft.partial(fill, t), XS))({"s": ps.State()})
 
 
@@ -153,7 +153,7 @@ def test_a_state_that_changes_its_type(change, before, after):
             ps.pure(run)(start)
         place = "tree['s']"
         assert str(error.value) == (
-            f"`{place}` (State) came into {code} as {before}, and the body wrote {after}. A loop keeps "
+            f"`{place}` (State) came into {code} as {before}, but the body wrote {after}. A loop keeps "
             "types: write a value of the same shape and dtype, state.value = jnp.asarray(new, "
             "state.value.dtype).reshape(state.value.shape), or give the state the other type before the "
             "loop."

@@ -1,4 +1,4 @@
-"""`grad` and its kin: what they refuse, what is said, and that the advice runs."""
+"""`grad` and related transforms: what they refuse, the messages, and that the advice runs."""
 
 import re
 
@@ -27,7 +27,7 @@ def test_nothing_to_differentiate():
         ValueError,
         match=exactly(
             "ps.grad(f) differentiates nothing: wrt=Trainable selects no array in `tree`, which has "
-            "`tree['a']` (State, f32[]). Choose what is there, wrt=..., or another argument by "
+            "`tree['a']` (State, f32[]). Select other leaves, wrt=..., or another argument by "
             "argnums=0, as the caller counts them."
         ),
     ):
@@ -55,13 +55,13 @@ def test_argnums_named_twice():
 def test_argnums_that_nobody_passed():
     """A position beyond what was passed is refused; the advice runs."""
     message = (
-        r"ps\.grad\(f, argnums=1\) differentiates argument 1, as the caller counts them, and 1 were "
-        r"passed: positions \[0\]\. Write argnums=0, or pass what is differentiated by position\.$"
+        r"ps\.grad\(f, argnums=1\) differentiates argument 1, as the caller counts them, but 1 were "
+        r"passed: positions \[0\]\. Write argnums=0, or pass the differentiated argument by position\.$"
     )
     with pytest.raises(ValueError, match=message):
         ps.grad(lambda a: a, argnums=1)(1.0)
     assert ps.grad(lambda a: a, argnums=0)(1.0) == 1
-    with pytest.raises(ValueError, match=r"ps\.grad\(f\) differentiates argument 0.*and 0 were passed"):
+    with pytest.raises(ValueError, match=r"ps\.grad\(f\) differentiates argument 0.*but 0 were passed"):
         ps.grad(lambda a: a)(a=1.0)
 
 
@@ -106,7 +106,7 @@ BAD = {
 def test_integers(make, good, options):
     """A selected integer array is named, and the advice runs."""
     loss = lambda model: jnp.sum(good(model))
-    message = r"was selected by wrt=.* and holds i32\[2\], of which there is no derivative"
+    message = r"was selected by wrt=.* and holds i32\[2\], which has no derivative"
     with pytest.raises(TypeError, match=message) as error:
         ps.grad(loss, **options)(make())
     advice = re.search(r"Leave it out: wrt=(.*)\.$", str(error.value))[1]
@@ -175,7 +175,7 @@ def test_an_echo():
     """A model that comes back in `aux` too is refused where it is threaded, and only there."""
     loss = lambda net, x: (jnp.sum(net.weight.value * x), net)
     with pytest.raises(
-        ps.AliasedStateError, match=r"came in as `net\.weight` and also stands in the output"
+        ps.AliasedStateError, match=r"came in as `net\.weight` and is also in the output"
     ):
         ps.pure(ps.grad(loss, has_aux=True))(net(), x)
     gradient, same = ps.grad(loss, has_aux=True)(net(), x)

@@ -29,7 +29,7 @@ def line_of(error):
 
 
 def test_outputs_that_came_in_are_the_same_objects():
-    """States, arrays and static leaves that only pass through are the very objects."""
+    """States, arrays and static leaves that only pass through are the same objects."""
     x = jnp.ones(3)
     tree = {"f": jnp.tanh, "s": zeros(), "x": x}
 
@@ -112,7 +112,7 @@ def test_keywords():
     two, _ = step(zeros(), y=2, x=jnp.ones(3))
     np.testing.assert_array_equal(one, two)
     assert len(runs) == 1
-    with pytest.raises(TypeError, match=r"threads the states of argument 0, and no positional argument"):
+    with pytest.raises(TypeError, match=r"threads the states of argument 0, but no positional argument"):
         ps.pure(ps.jit(add))(state=zeros(), x=1)
 
 
@@ -125,7 +125,7 @@ def test_argnums_of_pure():
 
     _, (b, a) = ps.pure(ps.jit(both), argnums=(1, 0))(zeros(), zeros())
     assert (a.value[0], b.value[0]) == (1, 2)
-    with pytest.raises(ps.FrozenStateError, match=r"Count it: argnums=\(0, 1\)\.$"):
+    with pytest.raises(ps.FrozenStateError, match=r"Include it: argnums=\(0, 1\)\.$"):
         ps.pure(ps.jit(both))(zeros(), zeros())
 
 
@@ -455,7 +455,7 @@ def test_the_line_that_is_right(step):
 def test_an_echo():
     """A state that also stands in the output is named with both places; the advice runs."""
     message = (
-        r"came in as `state` and also stands in the output as `out\[0\]`.*state\.replace\(state\.value\)"
+        r"came in as `state` and is also in the output as `out\[0\]`.*state\.replace\(state\.value\)"
     )
     with pytest.raises(ps.AliasedStateError, match=message):
         ps.pure(ps.jit(lambda state: (state, 1)))(zeros())
@@ -479,7 +479,7 @@ class HolderModule(eqx.Module):
 @pytest.mark.parametrize("transform", [ps.jit, ps.vmap2, ps.checkpoint])
 def test_an_output_that_is_no_pytree_and_holds_a_tracer(transform):
     """It would leak the tracer: refused with its place; as a module it can be returned."""
-    no_pytree = "which is no pytree, and holds a tracer"
+    no_pytree = "which is not a pytree, and holds a tracer"
     with pytest.raises(TypeError, match=rf"`out\['h'\]` is a Holder, {no_pytree}"):
         transform(lambda x: {"h": Holder(2 * x)})(jnp.ones(3))
     with pytest.raises(TypeError, match=f"`out` is a function, {no_pytree}"):

@@ -40,7 +40,7 @@ def counted():
 
 @pytest.fixture
 def as_users_run_it():
-    """Without the type checker of the test run, which would speak before the library does."""
+    """Without the type checker of the test run, which would raise before the library does."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""Derivatives of functions whose output, or auxiliary output, holds what is no array."""
+"""Derivatives of functions whose output, or auxiliary output, holds non-arrays."""
 
 from typing import Any
 
@@ -91,7 +91,7 @@ def test_of_a_number_alone(name: str, beside: Any) -> None:
 @every
 @pytest.mark.parametrize("name", ["jacfwd", "jacrev", "hessian"])
 def test_jacobians(name: str, beside: Any) -> None:
-    """Of what is no array there is no derivative, and `None` stands in its place."""
+    """Non-arrays have no derivative, and `None` instead."""
     derivative = getattr(ps, name)(returning(beside))
     for run in with_compiled(derivative, beside):
         (of_number, of_beside), after = ps.pure(run)(model(), X)
@@ -138,7 +138,7 @@ def test_a_tracer_in_what_is_no_array() -> None:
         weight = model["w"].value
         return weight, lambda: weight
 
-    with pytest.raises(TypeError, match=r"`out\[1\]` is a function, which is no pytree, and holds a"):
+    with pytest.raises(TypeError, match=r"`out\[1\]` is a function, which is not a pytree, and holds a"):
         ps.pure(ps.jacfwd(holding))(model())
 
 

@@ -32,7 +32,7 @@ def net(*lanes):
 
 
 def test_select_gives_a_mask():
-    """The mask has the tree's structure, a boolean for each leaf, and `False` for what is no array."""
+    """The mask has the tree's structure, a boolean for each leaf, and `False` for non-arrays."""
     tree = {"net": net(), "n": 3, "s": ps.State({"a": jnp.ones(2), "b": 1}), "e": ps.ParamState()}
     mask = ps.select(tree)
     assert jtu.tree_structure(mask) == jtu.tree_structure(tree)
@@ -100,7 +100,7 @@ def test_axes_ask_filters_in_order_and_about_arrays():
 
 
 def test_states_by_path():
-    """States are listed in the order of the tree, by names and indices, as the very objects."""
+    """States are listed in the order of the tree, by names and indices, as the same objects."""
     tree = {"b": [ps.State(0), (ps.ParamState(1),)], "a": net(), 3: jnp.ones(2)}
     tree.pop(3)
     assert ps.states(tree) == {
@@ -183,8 +183,8 @@ def test_update_that_is_not_strict_lists_what_does_not_fit():
     with pytest.warns(ps.UnmatchedPathWarning) as caught:
         new = ps.update(tree, {("a",): 5, ("gone",): 6}, strict=False)
     [warning] = caught
-    assert "left over, because no state stands there: ('gone',)" in str(warning.message)
-    assert "missing, so that the states keep their values: ('b',)" in str(warning.message)
+    assert "values without a state, which are skipped: ('gone',)" in str(warning.message)
+    assert "states without a value, which keep their own: ('b',)" in str(warning.message)
     assert (new["a"].value.item(), new["b"].value.item()) == (5, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -19,7 +19,7 @@ from trees.packing import Net, act, add, net, tree, x
 
 
 def test_it_is_the_tree():
-    """Unpacked it is the same tree, with the very arrays and static leaves."""
+    """Unpacked, it is the same tree, with the same arrays and static leaves."""
     model = net()
     packed = ps.pack(model)
     assert jtu.tree_structure(packed.unpack()) == jtu.tree_structure(model)
@@ -33,8 +33,8 @@ def test_it_is_immutable_and_says_where_attributes_are():
     """No attribute is set or found; the advice runs."""
     packed = ps.pack(net())
     message = (
-        "A packed tree has no attribute 'weight'; it is taken apart. Functions that pstate runs get the "
-        "tree itself; elsewhere unpack it first: packed.unpack().weight."
+        "A packed tree has no attribute 'weight', because it is taken apart. Functions that pstate "
+        "runs get the tree itself; elsewhere unpack it first: packed.unpack().weight."
     )
     with pytest.raises(AttributeError, match=f"^{re.escape(message)}$"):
         packed.weight

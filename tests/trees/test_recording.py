@@ -161,7 +161,7 @@ def test_an_exception_passes_and_loses_nothing():
 
 
 def test_identity_copies_are_live():
-    """A copy with the very same children shares the cells, both ways."""
+    """A copy with the same child objects shares the cells, both ways."""
     with ps.record(counter()) as live:
         twin = jtu.tree_map(lambda x: x, live)
         twin(1.0)
@@ -200,7 +200,7 @@ def test_shared_keeps_states_live():
 
 
 def test_shared_keeps_containers_live():
-    """Sharing works for states that hold containers of the very same arrays as well."""
+    """Sharing works for states that hold containers of the same array objects as well."""
     pair = [ps.State({"a": jnp.zeros(2)}), ps.State({"a": jnp.zeros(2)})]
     with ps.record(eqx.nn.Shared(pair, lambda m: m[1], lambda m: m[0])) as live:
         live()[1].value = {"a": jnp.ones(2)}

@@ -96,7 +96,7 @@ def test_round_trip(tree, tmp_path):
 
 
 def test_a_trained_model_goes_on():
-    """A loaded model, in a fresh process's place, takes the very steps that the saved one takes."""
+    """A loaded model, as in a fresh process, takes the same steps as the saved one."""
 
     def make(key):
         return eqx.nn.Sequential([eqx.nn.Linear(3, 3, key=key), ps.nn.Dropout(0.5, key=key)])
@@ -196,7 +196,7 @@ def test_leaves_that_do_not_fit(saved, like, held, wanted):
         load(save(tree), {"first": jnp.zeros(2), "net": [like], "z": jnp.ones(6)})
     assert re.match(
         f"^The file holds {re.escape(held)} where `like` has {re.escape(wanted)}. Build `like` as the "
-        "saved tree was built. To take over what fits into a model that is built otherwise:\n",
+        "saved tree was built. To copy the states that fit into a model that is built differently:\n",
         str(_root(caught.value)),
     )
 
@@ -216,13 +216,13 @@ def test_files_that_end_early():
 
 
 def test_keys_by_shape_are_refused():
-    """Equinox does not load typed keys in the place of shapes; the message says what does work."""
+    """Equinox does not load typed keys instead of shapes; the message says what works."""
     file = save(ps.RandomState(5))
     with pytest.raises(RuntimeError, match="Error at leaf with path") as caught:
         load(file, eqx.filter_eval_shape(ps.RandomState, 0))
     assert re.match(
-        r"^`like` has a shape here, ShapeDtypeStruct\(shape=\(\), dtype=key<fry>\), and Equinox loads "
-        r"typed keys only in the place of keys. Build `like` with arrays: like = Model\(...\), not "
+        r"^`like` has a shape here, ShapeDtypeStruct\(shape=\(\), dtype=key<fry>\), but Equinox loads "
+        r"typed keys only where `like` has keys. Build `like` with arrays: like = Model\(...\), not "
         r"eqx.filter_eval_shape\(Model, ...\)\.$",
         str(_root(caught.value)),
     )
@@ -265,8 +265,8 @@ def test_into_a_model_built_otherwise():
     saved = load(file, {**small(0), "count": ps.State(0)})
     with pytest.warns(
         ps.UnmatchedPathWarning,
-        match=r"^update\(strict=False\): left over, because no state stands there: \('count',\); "
-        r"missing, so that the states keep their values: \('net', 'trace'\)\.$",
+        match=r"^update\(strict=False\): values without a state, which are skipped: \('count',\); "
+        r"states without a value, which keep their own: \('net', 'trace'\)\.$",
     ):
         model = ps.update(grown(), ps.states(saved), strict=False)
     assert model["net"].hidden.value.tolist() == [3, 3]

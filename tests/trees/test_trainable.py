@@ -39,7 +39,7 @@ def net():
 
 
 def test_parameters_only():
-    """Parameters and raw floats stay, the very arrays; statistics, hidden states and keys are empty."""
+    """Parameters and raw floats stay the same arrays; statistics, hidden states and keys are empty."""
     model = net()
     parameters = ps.trainable(model)
     assert type(parameters) is Net
@@ -102,7 +102,7 @@ def test_inside_a_stateful_function():
 
 
 def test_abstract_trees():
-    """Shapes do in the place of arrays."""
+    """Shapes work instead of arrays."""
     shapes = eqx.filter_eval_shape(lambda: {"w": ps.ParamState(jnp.ones(3)), "n": ps.State(0)})
     assert jtu.tree_leaves(ps.trainable(shapes)) == [jax.ShapeDtypeStruct((3,), jnp.float32)]
 

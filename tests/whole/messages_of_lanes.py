@@ -45,7 +45,7 @@ def an_axis_of_one_key():
     assert ps.pure(ps.vmap2(draw))(ps.RandomState(0), XS)[0].shape == (3,)
 
 
-@case(ValueError, "in_axes=(0, 0, None) has 3 entries, and ps.vmap2(", "with 2 positional arguments")
+@case(ValueError, "in_axes=(0, 0, None) has 3 entries, but ps.vmap2(", "with 2 positional arguments")
 def in_axes_of_the_wrong_length():
     text = yield lambda: ps.vmap2(step, in_axes=(0, 0, None))(tree(XS), XS)
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes", -1)))(tree(XS), XS)[0].shape == (3,)
@@ -53,7 +53,7 @@ def in_axes_of_the_wrong_length():
 
 @case(
     ValueError,
-    "The module that the function is bound to is not counted.",
+    "Leave out the module that the function is bound to.",
 )
 def in_axes_that_count_the_bound_module():
     text = yield lambda: ps.vmap2(counter().__call__, in_axes=(None, 0))(XS)
@@ -79,7 +79,7 @@ def an_axis_of_a_wrong_type():
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes")))(tree(XS), XS)[0].shape == (3,)
 
 
-@case(ValueError, "in_axes={'wrong': 0} for `t` is no prefix of its structure")
+@case(ValueError, "in_axes={'wrong': 0} for `t` is not a prefix of its structure")
 def in_axes_that_are_no_prefix():
     text = yield lambda: ps.vmap2(step, in_axes=({"wrong": 0}, 0))(tree(XS), XS)
     assert ps.pure(ps.vmap2(step, **option(text, "in_axes", -1)))(tree(XS), XS)[0].shape == (3,)
@@ -181,7 +181,7 @@ def a_state_that_grows():
     assert ps.pure(fixed)(tree(XS), XS)[1]["s"].value.shape == (3,)
 
 
-@case(ps.BatchAxisError, "(State)` says that it is the same in all lanes, and the value differs")
+@case(ps.BatchAxisError, "(State)` says that it is the same in all lanes, but the value differs")
 def lanes_that_differ_in_a_state():
     text = yield lambda: ps.pure(shared(state_out_axes={None: ps.State}))(tree(), XS)
     code = text.split("with axis_name='batch' and ")[1][:-1]
@@ -220,7 +220,7 @@ def out_axes_of_a_wrong_type():
     assert ps.vmap2(jnp.sin, **option(text, "out_axes"))(XS).shape == (3,)
 
 
-@case(ValueError, "out_axes=(0, 0) is no prefix of the output's structure")
+@case(ValueError, "out_axes=(0, 0) is not a prefix of the output's structure")
 def out_axes_that_are_no_prefix():
     text = yield lambda: ps.vmap2(jnp.sin, out_axes=(0, 0))(XS)
     assert ps.vmap2(jnp.sin, **option(text, "out_axes", -1))(XS).shape == (3,)
@@ -276,7 +276,11 @@ def a_number_that_keeps_changing():
     assert ps.vmap2(f, in_axes=(0, None))(XS, array)[1] == 4
 
 
-@case(ps.CapturedStateWarning, "reads the state `State(f32[])`, which is no argument", "runs uncompiled")
+@case(
+    ps.CapturedStateWarning,
+    "reads the state `State(f32[])`, which is not an argument",
+    "runs uncompiled",
+)
 def a_captured_state():
     state = ps.State(2.0)
     text = yield lambda: ps.vmap2(lambda x: state.value * x)(XS)

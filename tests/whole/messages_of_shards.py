@@ -29,7 +29,7 @@ def last(t, x):
 @case(
     ps.BatchAxisError,
     "`t['s']` (State) leaves by P() (as it came in), so as the same in all shards along the mesh axis "
-    "'data', and its value differs between them.",
+    "'data', but its value differs between them.",
 )
 def a_state_that_differs():
     text = yield lambda: ps.pure(over(last))(tree(0.0), X)
@@ -169,7 +169,7 @@ def axis_names_that_the_mesh_lacks():
     np.testing.assert_array_equal(over(f, **option(text, "axis_names", 2))(tree(), X), X)
 
 
-@case(ValueError, "names the mesh axis 'model'", "goes over ('data',) alone")
+@case(ValueError, "names the mesh axis 'model'", "maps over ('data',) only")
 def an_axis_that_is_not_mapped():
     f = lambda t, x: x
     go = ft.partial(over, f, mesh=mesh(2, 2), in_specs=(P(), P("model")), out_specs=P("model"))
@@ -194,13 +194,13 @@ def a_mapping_over_the_shards_of_another_mesh():
     np.testing.assert_array_equal(outer(lambda t, x: go()(x))(tree(), X), X)
 
 
-@case(NotImplementedError, "JAX runs no jax.pmap inside jax.shard_map")
+@case(NotImplementedError, "JAX cannot run jax.pmap inside jax.shard_map")
 def a_mapping_over_devices_in_shards():
     yield lambda: over(lambda t, x: ps.pmap2(lambda x: x)(x))(tree(), X)
     np.testing.assert_array_equal(over(lambda t, x: ps.vmap2(lambda x: x)(x))(tree(), X), X)
 
 
-@case(NotImplementedError, "JAX runs no jax.shard_map inside jax.pmap")
+@case(NotImplementedError, "JAX cannot run jax.shard_map inside jax.pmap")
 def a_mapping_over_shards_in_devices():
     yield lambda: ps.pmap2(lambda x: over(lambda t, x: x)(tree(), x))(X[None])
 
@@ -220,14 +220,14 @@ def in_specs_by_a_wrong_name():
     yield lambda: over(lambda t, x: x, in_specs={"z": P("data")})(tree(), X)
 
 
-@case(ValueError, "is no prefix of its structure")
+@case(ValueError, "is not a prefix of its structure")
 def in_specs_that_are_no_prefix():
     f = lambda t, x: x
     text = yield lambda: over(f, in_specs=(P(), {"a": P("data")}))(tree(), X)
     np.testing.assert_array_equal(over(f, **option(text, "in_specs", 1))(tree(), X), X)
 
 
-@case(ValueError, "is no prefix of the output's structure")
+@case(ValueError, "is not a prefix of the output's structure")
 def out_specs_that_are_no_prefix():
     f = lambda t, x: x
     text = yield lambda: over(f, out_specs={"a": P("data")})(tree(), X)
@@ -263,7 +263,7 @@ def a_function_of_the_leaf_that_gives_no_spec():
     yield lambda: over(lambda t, x: x, in_specs=(P(), lambda leaf: "data"))(tree(), X)
 
 
-@case(ps.FrozenStateError, "`t['s']` (State) was written, and nobody takes the new value")
+@case(ps.FrozenStateError, "`t['s']` (State) was written, but the new value would be lost")
 def a_write_in_shards_that_nobody_takes():
     def count(t, x):
         t["s"].value = t["s"].value + 1

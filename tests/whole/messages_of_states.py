@@ -44,7 +44,10 @@ def a_tag_that_is_none():
     assert ps.State(0.0, **option(text, "tag")).tag == ("name",)
 
 
-@case(ps.FrozenStateError, "`Membrane` has one attribute to write, `value`; got 'threshold'")
+@case(
+    ps.FrozenStateError,
+    "The only attribute of `Membrane` that can be assigned is `value`; got 'threshold'",
+)
 def another_attribute():
     state = Membrane(1.0)
     yield lambda: setattr(state, "threshold", 2.0)
@@ -54,7 +57,7 @@ def another_attribute():
 @case(ps.FrozenStateError, "Attribute 'value' of `HiddenState` cannot be deleted")
 def a_deleted_attribute():
     text = yield lambda: delattr(ps.HiddenState(1.0), "value")
-    assert jax.tree.leaves(run("s = " + text.split("made by ")[1][:-1]).s) == []
+    assert jax.tree.leaves(run("s = " + text.split("write ")[1][:-1]).s) == []
 
 
 @case(AttributeError, "`Membrane`", "Membrane(value")
@@ -77,7 +80,7 @@ def an_empty_state_is_read():
 # Filters ------------------------------------------------------------------------------------------
 
 
-@case(TypeError, "A state is no filter", "got State(f32[])")
+@case(TypeError, "A state is not a filter", "got State(f32[])")
 def a_state_as_a_filter():
     text = yield lambda: ps.vmap2(step, state_in_axes={0: ps.State(1.0)})
     lines = block(text).splitlines()
@@ -241,7 +244,7 @@ def a_write_to_the_bound_module():
     assert ps.pure(model, **option(text, "argnums"))(1.0)[1][0].count.value == 1
 
 
-@case(TypeError, "ps.pure(step) is pure already")
+@case(TypeError, "ps.pure(step) is already pure")
 def pure_of_pure():
     yield lambda: ps.pure(ps.pure(step))
 
@@ -255,7 +258,7 @@ def what_cannot_be_called():
     assert made.y.shape == (3, 2)
 
 
-@case(ps.FrozenStateError, "`m.count` (ShortTermState) was written, and nobody takes the new value")
+@case(ps.FrozenStateError, "`m.count` (ShortTermState) was written, but the new value would be lost")
 def a_mapping_without_pure():
     f = lambda m, x: m(x)
     text = yield lambda: ps.vmap2(
@@ -306,7 +309,7 @@ def an_aliased_state_is_updated():
     yield lambda: ps.update({"a": one, "b": one}, {("a",): 1.0, ("b",): 2.0})
 
 
-@case(ps.AliasedStateError, "came in as `t['s']` and also stands in the output as `out[0]`")
+@case(ps.AliasedStateError, "came in as `t['s']` and is also in the output as `out[0]`")
 def a_state_that_comes_back_twice():
     text = yield lambda: ps.pure(lambda t: [t["s"]])(tree(2.0))
     made = re.findall(r"state\.replace\(state\.value\)", text)[0]
@@ -319,7 +322,7 @@ def an_aliased_state_is_made_in_lanes():
     yield lambda: ps.vmap2(lambda x: [ps.State(x)] * 2)(XS)
 
 
-@case(KeyError, "No state stands at ('gone',)", "The tree has states at ('s',)", "strict=False")
+@case(KeyError, "There is no state at ('gone',)", "The tree has states at ('s',)", "strict=False")
 def an_update_of_an_unknown_path():
     text = yield lambda: ps.update(tree(), {("gone",): 1.0})
     code = "new = " + re.findall(r"ps\.update\(.*?\)", text)[0]

@@ -33,7 +33,7 @@ STEPS = 24
 
 
 class Batches(eqx.Module):
-    """The place in the data: an order of the examples, drawn anew whenever it is used up."""
+    """The position in the data: an order of the examples, drawn again whenever it is used up."""
 
     order: ps.State
     position: ps.State

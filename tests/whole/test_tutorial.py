@@ -48,7 +48,7 @@ def test_1_3_axis_name():
 
 
 def test_1_4_axis_size():
-    """Without a mapped argument the number of lanes is said, and asked for where it is not."""
+    """Without a mapped argument the number of lanes must be passed; the error asks for it."""
     sequences = ps.vmap2(lambda: jnp.arange(3), in_axes=None, axis_size=5)
     np.testing.assert_array_equal(sequences(), [[0, 1, 2]] * 5)
     with pytest.raises(ValueError, match=r"nothing to take the number of lanes from.*axis_size=4"):

@@ -1,7 +1,7 @@
 """Arguments that an option names: by position, or by name, however they are passed.
 
-As in JAX, `argnums` and `argnames` are two ways to say the same. An argument that a position names may
-be passed by keyword, and one that a name names by position.
+As in JAX, `argnums` and `argnames` are two ways to say the same. An argument that is given by
+position may be passed by keyword, and one that is given by name may be passed by position.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -12,7 +12,7 @@ from .signature import Static
 
 
 def refuse_unknown(fn: Any, names: Collection[str], option: str) -> None:
-    """Raise where a callable has no parameter of one of these names.
+    """Raise if a callable has no parameter of one of these names.
 
     **Raises:** `ValueError`.
     """
@@ -20,7 +20,7 @@ def refuse_unknown(fn: Any, names: Collection[str], option: str) -> None:
         return
     try:
         known = signature(fn).parameters
-    except AttributeError:  # a builtin, say, which does not tell
+    except AttributeError:  # for example a builtin, which does not say
         return
     unknown = [name for name in names if name not in known]
     if not unknown or any(p.kind is p.VAR_KEYWORD for p in known.values()):
@@ -34,7 +34,7 @@ def positions_of(
 ) -> set[int]:
     """The positions of the arguments, of `n` that are passed by position, that two options name.
 
-    `names` are those of the parameters. Positions that are not there are left out.
+    `names` are those of the parameters. Positions that do not exist are left out.
     """
     by_position = {number % n for number in argnums if -n <= number < n}
     return by_position | {i for i, name in enumerate(names[:n]) if name in argnames}
@@ -48,7 +48,7 @@ def with_statics(
     argnames: Collection[str],
     code: str,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call, with those that two options name made parts of the program.
+    """The arguments of a call, with those that the two options name made static.
 
     `code` is the transform as code.
 

@@ -1,12 +1,12 @@
 """Callables as pytrees.
 
-A callable may carry states: a bound method its module, a callable module itself, a partial its
-arguments. Here each is seen as a pytree, so that a call is `(callable, args, kwargs)` and nothing
-more; a plain function is a leaf of that tree, and static.
+A callable may carry states: a bound method those of its module, a callable module its own, a
+partial those of its arguments. Here each is treated as a pytree, so that a call is just
+`(callable, args, kwargs)`; a plain function is a static leaf of that tree.
 
 The *carrier* of a callable is the part that is threaded and given back: the module of a bound
-method, a callable module itself, a partial that holds states. A *transform* wraps a callable, and its
-carrier is the carrier of what it wraps. The *anchor* is the function at the heart of it all, to which
+method, a callable module itself, a partial that holds states. A *transform* wraps a callable, and
+its carrier is the carrier of what it wraps. The *anchor* is the innermost function, to which
 compiled programs belong.
 """
 
@@ -24,7 +24,7 @@ from .._trees.packed import Packed
 
 
 class Wrapper:
-    """What marks a transform: a callable whose field `fun` is the callable that it wraps."""
+    """The base of transforms: a callable whose field `fun` is the callable that it wraps."""
 
     __slots__ = ()
 
@@ -32,12 +32,12 @@ class Wrapper:
 
     @property
     def beside(self) -> tuple[Callable[..., Any], ...]:
-        """Functions that may run in the place of the one at the heart."""
+        """Functions that may run instead of the innermost one."""
         return ()
 
 
 class Method:
-    """A function bound to a pytree, which is its first argument and is counted by nobody."""
+    """A function bound to a pytree, which is its implicit first argument."""
 
     __slots__ = ("function", "instance")
 
@@ -59,7 +59,8 @@ jtu.register_pytree_with_keys(
 class Partial:
     """A partial whose function and arguments are all children.
 
-    `cls` is what the user made: `functools.partial`, `jax.tree_util.Partial` or a subclass.
+    `cls` is the type that the user made: `functools.partial`, `jax.tree_util.Partial` or a
+    subclass.
     """
 
     __slots__ = ("args", "cls", "function", "keywords")
@@ -91,7 +92,7 @@ jtu.register_pytree_with_keys(
 
 
 class Several:
-    """Several callables of one call: the branches of a choice, say.
+    """Several callables of one call, such as the branches of `ps.cond`.
 
     `lead` names arguments that come before those of the callables.
     """
@@ -113,14 +114,14 @@ jtu.register_pytree_with_keys(
 def as_tree(fn: Any) -> Any:
     """The callable as a pytree, if it carries anything.
 
-    **Raises:** `TypeError` for what cannot be called.
+    **Raises:** `TypeError` for an object that is not callable.
     """
     if isinstance(fn, Several):
         return fn
     if not callable(fn):
         raise TypeError(
             f"A function, a bound method or a callable module was expected; got {fn!r} of type "
-            f"{type(fn).__name__}. Options go by keyword: @ps.vmap2(in_axes=1)."
+            f"{type(fn).__name__}. Pass options by keyword: @ps.vmap2(in_axes=1)."
         )
     if isinstance(fn, ft.partial):
         return Partial(type(fn), as_tree(fn.func), fn.args, dict(fn.keywords))
@@ -135,7 +136,7 @@ def is_bound_method(fn: Any) -> bool:
 
 
 def is_callable_module(fn: Any) -> bool:
-    # `eqx.filter_jit(f)` and its like are modules too, but only wrap the function `f`.
+    # `eqx.filter_jit(f)` and similar ones are modules too, but only wrap the function `f`.
     return callable(fn) and not is_leaf(fn) and not hasattr(fn, "__wrapped__")
 
 
@@ -162,7 +163,7 @@ def restore(carrier: Any) -> Any:
 
 
 def as_users(fn: Any) -> Any:
-    """A callable as the user made it."""
+    """A callable in the form in which the user made it."""
     match fn:
         case Partial():
             return fn.restore()
@@ -188,20 +189,21 @@ def carrier_depth(fn: Any) -> int:
 
 
 def _holds_states(tree: Any) -> bool:
-    # Not by flattening the states: whoever listens to a running call would take that for a read.
+    # Not by flattening the states: a running call would take that for a read.
     is_one = lambda x: is_state(x) or type(x) is Packed
     return any(map(is_one, jtu.tree_leaves(tree, is_leaf=is_one)))
 
 
 def anchor_of(fn: Any) -> Any:
-    """The function at the heart of a callable."""
+    """The innermost function of a callable."""
     match fn:
         case Wrapper():
             return anchor_of(fn.fun)
         case Method() | Partial():
             return anchor_of(fn.function)
         case Several():
-            # Programs live and die with their anchor, and keep the others: take one that is made anew.
+            # Programs live and die with their anchor, and keep the others alive. So prefer one with a
+            # closure, which is likely to be made again on each call.
             anchors = [anchor_of(one) for one in fn.callables]
             return next((a for a in anchors if getattr(a, "__closure__", None)), anchors[0])
         case _ if is_bound_method(fn):
@@ -216,7 +218,7 @@ def anchor_of(fn: Any) -> Any:
 
 
 def anchors_of(fn: Any) -> tuple[Any, ...]:
-    """The functions at the heart of a callable: one, or those of several; then what may run instead."""
+    """The innermost functions of a callable, one or several; then those that may run instead."""
     match fn:
         case Wrapper():
             return (*anchors_of(fn.fun), *fn.beside)
@@ -227,7 +229,7 @@ def anchors_of(fn: Any) -> tuple[Any, ...]:
 
 
 def n_bound(fn: Any) -> int:
-    """How many leading parameters of the anchor the callable has filled already."""
+    """How many leading parameters of the anchor the callable has already filled."""
     match fn:
         case Wrapper():
             return n_bound(fn.fun)

@@ -35,7 +35,7 @@ def as_code(value: Any) -> str:
     if value is ...:
         return "..."
     if isinstance(value, PartitionSpec):
-        return f"P({', '.join(map(repr, value))})"  # alike in all versions of JAX
+        return f"P({', '.join(map(repr, value))})"  # the same in all versions of JAX
     if isinstance(value, Mesh | AbstractMesh):
         return "mesh"
     if isinstance(value, type):

@@ -1,4 +1,4 @@
-"""The contract of `pure`: which states of a call may be written, because somebody gives them back.
+"""The contract of `pure`: which states of a call may be written, because they are given back.
 
 The *carriers* of a call are the arguments that are given back: positions of arguments, and `None` for
 the carrier of the callable.
@@ -22,16 +22,16 @@ Carrier = int | None
 def carriers_of(
     call: Call, argnums: int | tuple[int, ...] | None, fn_code: Callable[[], str]
 ) -> tuple[Carrier, ...]:
-    """What a call gives back.
+    """The arguments that a call gives back.
 
-    **Raises:** `TypeError` where there is no argument that could be; `ValueError` for `argnums` that do
+    **Raises:** `TypeError` if no argument could be given back; `ValueError` for `argnums` that do
     not fit the call.
     """
     bound = (None,) if call.signature.has_carrier else ()
     if argnums is None:
         if not bound and not call.args:
             raise TypeError(
-                f"pure({fn_code()}) threads the states of argument 0, and no positional "
+                f"pure({fn_code()}) threads the states of argument 0, but no positional "
                 f"argument was passed. Pass the tree with the states first: "
                 f"out, tree = ps.pure({fn_code()})(tree)."
             )
@@ -87,7 +87,7 @@ class Contract:
         return self._call.guard(self._writes)
 
     def check(self, index: int) -> None:
-        """Raise if the state of this index may not be written."""
+        """Raise if the state at this index may not be written."""
         self._guard.check(index)
         call = self._call
         signature = call.signature
@@ -99,7 +99,7 @@ class Contract:
         if group == KWARGS:
             raise FrozenStateError(
                 f"{start}it came in the keyword argument {which!r}, which `pure` does not give back. "
-                f"Pass it by position and count it in argnums: argnums=({len(call.args)},)."
+                f"Pass it by position and include it in argnums: argnums=({len(call.args)},)."
             )
         if group == FN:
             raise FrozenStateError(
@@ -108,6 +108,6 @@ class Contract:
             )
         given = tuple(sorted({c for c in self._carriers if c is not None} | {which}))
         raise FrozenStateError(
-            f"{start}argument {which} is not among those that `pure` gives back. Count it: "
+            f"{start}argument {which} is not among those that `pure` gives back. Include it: "
             f"argnums={given}."
         )

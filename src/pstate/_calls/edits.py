@@ -1,8 +1,9 @@
 """Lists, dicts and other mutable nodes of the arguments, edited in place by the function of a call.
 
-A function gets a tree of its own, and what comes back of it are the states. An edit of a container in
-it, `tree["log"].append(x)`, would be lost. It is refused where the container's argument holds states, or
-is given back. Any other argument is the function's to use as it likes, as in JAX.
+A function gets its own copy of a tree, and only the states of that copy come back. An edit of a
+container in it, `tree["log"].append(x)`, would be lost. It is refused if the container's argument
+holds states, or is given back. With any other argument the function may do what it likes, as in
+JAX.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ Edit = tuple[Argument, tuple[Any, ...], str]
 
 
 class Snapshot:
-    """The mutable containers in the arguments of a call as they are now."""
+    """The mutable containers in the arguments of a call, as they are now."""
 
     def __init__(self, call: Any):
         self._call = call
@@ -43,11 +44,11 @@ class Snapshot:
         return False
 
     def edits(self, argument_of: Callable[[Sequence[Any]], Argument]) -> Iterator[Edit]:
-        """The containers that are not as they were, outermost first."""
+        """The containers that have changed, outermost first."""
         edited = [node for node, before in self._kept if not _same(_contents(node), before)]
         if not edited:
             return
-        # The same walk again: a container that an edit took out of the tree has no place any more.
+        # The same walk again: a container that an edit removed from the tree no longer has a place.
         ids = set(map(id, edited))
         is_one = lambda node: id(node) in ids or isinstance(node, State)
         for key_path, node in jtu.tree_flatten_with_path(self._call, is_leaf=is_one)[0]:
@@ -56,7 +57,7 @@ class Snapshot:
 
 
 def _contents(node: Any) -> Any:
-    """What a mutable node holds, `None` for any other."""
+    """The contents of a mutable node; `None` for any other."""
     if type(node) is list:
         return list(node)
     if isinstance(node, dict):
@@ -89,9 +90,9 @@ def refuse_edit(edit: Edit, place: Callable[[Sequence[Any]], str], fn: str) -> N
     where = place(key_path)
     root = where.partition(".")[0].partition("[")[0]
     raise FrozenStateError(
-        f"The {kind} `{where}` was edited in place in {fn}. A call gives back states, and what its "
-        "function returns, so the edit would be lost. Write the state that is there, state.value = ...; "
-        "keep what changes in a state of its own, ps.State(...); or edit the live copy of a recording, "
-        f"which keeps it:\n    with ps.record({root}) as live:\n        ...\n"
+        f"The {kind} `{where}` was edited in place in {fn}. A call gives back only states and what its "
+        "function returns, so the edit would be lost. Write to the state that is there, state.value = "
+        "...; keep what changes in a state, ps.State(...); or edit the live copy of a recording, "
+        f"which keeps the edit:\n    with ps.record({root}) as live:\n        ...\n"
         f"    {root} = ps.freeze(live)"
     )

@@ -1,4 +1,4 @@
-"""The function of calls of one structure, before any array is seen.
+"""The function for calls of one structure, independent of any arrays.
 
 Static leaves are part of the program, so what runs the function is built from the structure of a call
 and its static leaves, and then takes arrays.
@@ -19,12 +19,12 @@ from .running import Run, run_body
 from .signature import FN, Described, Signature
 
 
-#: Stands for the anchor among the static leaves of a program, which must not keep it alive.
+#: A placeholder for the anchor among the static leaves of a program, which must not keep it alive.
 ANCHOR = object()
 
 
 def anchor_ref(anchor: Any) -> Callable[[], Any]:
-    """A weak reference, where there can be one."""
+    """A weak reference, if there can be one."""
     try:
         return weakref.ref(anchor)
     except TypeError:
@@ -33,9 +33,9 @@ def anchor_ref(anchor: Any) -> Callable[[], Any]:
 
 @dataclasses.dataclass(eq=False)
 class FlatFunction:
-    """The function of calls of one structure.
+    """The function for calls of one structure.
 
-    `statics` lists the leaves that are no operands, with their indices.
+    `statics` lists the leaves that are not operands, with their indices.
     """
 
     signature: Signature
@@ -69,7 +69,7 @@ class FlatFunction:
     ) -> Recording:
         """A recording for one run. Filters and messages see the states as they came in.
 
-        `refuse` raises where a write is not allowed for a reason of the caller's own; `data` and `lines`
+        `refuse` raises if the caller does not allow a write for another reason; `data` and `lines`
         are those of the recording.
         """
         signature = self.signature
@@ -104,10 +104,11 @@ class FlatFunction:
         name: str | None = None,
         more: Sequence[str] = (),
     ) -> Callable[..., Any]:
-        """`function`, a new object, as JAX is to speak of it: as the user's function.
+        """`function`, as a new object that JAX's messages name like the user's function.
 
-        `operands` are the leaves of the call that its arguments have, in order; all that are no statics,
-        unless given. `which` counts several callables; `more` names arguments after the operands.
+        `operands` are the leaves of the call that are its arguments, in order; by default all
+        non-static ones. `which` is the index among several callables; `more` names arguments after
+        the operands.
         """
         source = self.described.sources[which]
 

@@ -1,6 +1,6 @@
 """What a call gives back: its arguments with what was written, or writes into the states that came in.
 
-- What was not written comes back as the very leaf objects that came in.
+- What was not written comes back as the same leaf objects that came in.
 - A write is given back, or written into a live state, or refused. Refusals come before any write.
 """
 
@@ -32,7 +32,7 @@ from .signature import ARGS, FN, KWARGS, Signature, Static
 def check_writes(
     call: Call, contract: Contract | None, writes: Collection[int], line: Callable[[int], str]
 ) -> None:
-    """Raise where a state may not be written by this call, or nobody takes its new value.
+    """Raise if a state may not be written by this call, or its new value would be lost.
 
     `line(index)` is the line of code that gives the state of a slot back.
     """
@@ -45,8 +45,8 @@ def check_writes(
         index = frozen[0]
         more = f"\n{WITHOUT_DRAWS}" if isinstance(states[index], RandomState) else ""
         raise FrozenStateError(
-            f"`{call.place(index)}` ({type(states[index]).__name__}) was written, and nobody "
-            "takes the new value: the function was called outside `pure` and outside a "
+            f"`{call.place(index)}` ({type(states[index]).__name__}) was written, but the new "
+            "value would be lost: the function was called outside `pure` and outside a "
             f"recording. Take the changed tree back:\n    {line(index)}{more}"
         )
     for index in writes:
@@ -56,7 +56,7 @@ def check_writes(
 def write_back(call: Call, writes: Writes, line: Callable[[int], str]) -> None:
     """Write what a run wrote into the live states that came in.
 
-    **Raises:** `FrozenStateError` where a written state came in frozen.
+    **Raises:** `FrozenStateError` if a written state came in frozen.
     """
     if not writes:
         return
@@ -66,12 +66,12 @@ def write_back(call: Call, writes: Writes, line: Callable[[int], str]) -> None:
 
 
 def refuse_echo(call: Call, echoed: Collection[Echo], line: Callable[[int], str]) -> None:
-    """Raise if a state that is given back also stands in the output."""
+    """Raise if a state that is given back is also in the output."""
     for index, place in echoed:
         raise AliasedStateError(
-            f"{describe(call.state(index))} came in as `{call.place(index)}` and also stands in the "
+            f"{describe(call.state(index))} came in as `{call.place(index)}` and is also in the "
             f"output as `{place}`: it would come back twice and be two states from then on. Let it "
-            "come back once, by leaving it out of the return value, or return a copy of its own: "
+            "come back once, by leaving it out of the return value, or return a separate copy: "
             f"state.replace(state.value). The call was:\n    {line(index)}"
         )
 
@@ -141,7 +141,7 @@ def _rebuilt(call: Call, where: tuple[int, ...], subtree: Any, writes: Writes) -
     leaves = list(call.leaves[start:stop])
     for index, value in mine.items():
         slot = slots[index]
-        if slot.is_leaf and is_leaf(value):  # nearly always, and 1.5 us cheaper than to flatten
+        if slot.is_leaf and is_leaf(value):  # nearly always, and 1.5 us cheaper than flattening
             leaves[slot.start - start] = value
             continue
         new, new_treedef = jtu.tree_flatten(value)
@@ -152,7 +152,7 @@ def _rebuilt(call: Call, where: tuple[int, ...], subtree: Any, writes: Writes) -
 
 
 def _rebuilt_slowly(call: Call, where: tuple[int, ...], subtree: Any, mine: Writes) -> Any:
-    """For values whose structure changed: an empty state that was filled, say."""
+    """For values whose structure changed, such as an empty state that was filled."""
     argument = (where[0], where[1] if len(where) > 1 else None)
     indices = iter([i for i, a in enumerate(call.signature.argument_of_slot) if a == argument])
 
@@ -173,7 +173,8 @@ def _rebuilt_slowly(call: Call, where: tuple[int, ...], subtree: Any, mine: Writ
 class _Outline:
     """A subtree of a call down to its states, which are leaves here.
 
-    Rebuilding it keeps the state objects that were not written, which is cheaper than making them anew.
+    Rebuilding it keeps the state objects that were not written, which is cheaper than making new
+    ones.
     """
 
     def __init__(self, signature: Signature, where: tuple[int, ...]):

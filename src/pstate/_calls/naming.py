@@ -1,4 +1,4 @@
-"""What code calls a callable and its arguments, for messages and plans."""
+"""The names of a callable and its arguments in code, for messages and plans."""
 
 import inspect
 from typing import Any
@@ -19,7 +19,7 @@ from .callables import (
 def signature(fn: Any) -> inspect.Signature:
     """The signature that callers of `fn` see.
 
-    **Raises:** `AttributeError` where it has none, so that `inspect` looks elsewhere.
+    **Raises:** `AttributeError` if it has none, so that `inspect` looks elsewhere.
     """
     try:
         match fn:
@@ -49,7 +49,7 @@ def _without(full: inspect.Signature, n: int, names: tuple[str, ...]) -> inspect
 def parameters(fn: Any) -> list[str]:
     """The names of the positional parameters that callers of `fn` fill, as far as they are known.
 
-    A `self` that callers fill is named after the class that the function belongs to.
+    A `self` that callers pass is named after the class that the function belongs to.
     """
     anchor = anchor_of(fn)
     try:
@@ -73,7 +73,7 @@ class Names(tuple[str, ...]):
 
 
 def names_of(fn: Any) -> Names:
-    """What messages call the arguments of a callable."""
+    """The names of the arguments of a callable in messages."""
     callables = fn.callables if isinstance(fn, Several) else (fn,)
     lead = fn.lead if isinstance(fn, Several) else ()
     names = Names((*lead, *parameters(callables[0])))
@@ -96,5 +96,5 @@ def name_of(fn: Any) -> str:
     if carrier is not None and not isinstance(carrier, Partial):
         return f"{snake_case(type(carrier).__name__)}.{getattr(anchor, '__name__', 'method')}"
     name = getattr(anchor, "__qualname__", None) or type(anchor).__name__
-    # A lambda has no name to be called by.
+    # A lambda has no name.
     return name.rpartition("<locals>.")[2].replace("<lambda>", "f")

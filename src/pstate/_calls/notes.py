@@ -1,8 +1,8 @@
-"""What a run gives, as arrays and a note.
+"""The results of a run, as arrays and a note.
 
 JAX's transforms return arrays. The *note* says what they are: how the output is put together, and which
-states were written. It is a pytree without leaves, so that it travels through `jax.jit` and its like in
-the structure of the output.
+states were written. It is a pytree without leaves, so that it passes through `jax.jit` and similar
+transforms in the structure of the output.
 """
 
 import dataclasses
@@ -23,28 +23,28 @@ from .edits import Edit
 from .running import Echo, Run, Writes
 
 
-#: Stands for an array among the leaves of an output.
+#: A placeholder for an array among the leaves of an output.
 NEXT = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
-    """Stands for an operand of the call among the leaves of an output."""
+    """A placeholder for an operand of the call among the leaves of an output."""
 
     index: int
 
 
-#: A slot; the structure of its written value, `None` where it is one array; and how many arrays it has.
+#: A slot; the structure of its written value, `None` if it is one array; and its number of arrays.
 WriteNote = tuple[int, Any, int]
 
 
 @dataclasses.dataclass(eq=False)
 class Note:
-    """What arrays mean that come out of a transform: first those of the output, then the writes.
+    """What the arrays from a transform mean: first those of the output, then those of the writes.
 
-    `out_leaves` has `NEXT` for each leaf that is the next array, an `Operand` for one that came in, and
-    the leaf itself where it is static. `writes` lists `(slot, structure, count)`, without a structure
-    where the value is one array.
+    `out_leaves` has `NEXT` for each leaf that is the next array, an `Operand` for one that came in,
+    and the leaf itself if it is static. `writes` lists `(slot, structure, count)`, without a
+    structure if the value is one array.
     """
 
     out_treedef: Any
@@ -81,7 +81,7 @@ def write_note(index: int, treedef: Any, count: int) -> WriteNote:
 def taken_apart(run: Run, operands: Sequence[Any] = ()) -> tuple[list[Any], Note]:
     """The arrays that a run gives, and what they mean.
 
-    What is one of the `operands`, the very same object, does not come back as an array.
+    A leaf that is one of the `operands`, the same object, is not returned as an array.
     """
     leaves, treedef = jtu.tree_flatten(run.out)
     is_array = arrays_of(run.out, leaves)
@@ -103,12 +103,12 @@ def taken_apart(run: Run, operands: Sequence[Any] = ()) -> tuple[list[Any], Note
 
 
 def refuse_tracers(out: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> None:
-    """Raise where an output holds a tracer inside something that JAX cannot look into."""
+    """Raise if an output holds a tracer inside something that JAX cannot look into."""
     for i, (leaf, is_one) in enumerate(zip(leaves, is_array, strict=True)):
         if not is_one and any(isinstance(x, jax.core.Tracer) for x in _held_by(leaf)):
             key_path = jtu.tree_flatten_with_path(out)[0][i][0]
             raise TypeError(
-                f"`{to_place('out', key_path)}` is a {type(leaf).__name__}, which is no pytree, and "
+                f"`{to_place('out', key_path)}` is a {type(leaf).__name__}, which is not a pytree, and "
                 "holds a tracer that would leak. Return arrays, or make it a pytree: class "
                 f"{type(leaf).__name__}(eqx.Module): ..."
             )
@@ -127,7 +127,7 @@ def _held_by(leaf: Any) -> list[Any]:
 
 
 def arrays_of(out: Any, leaves: Sequence[Any]) -> list[bool]:
-    """For each leaf of an output whether it comes back as an array.
+    """For each leaf of an output, whether it is returned as an array.
 
     Python numbers do, as in JAX, except inside modules, where they are configuration and stay numbers.
     """

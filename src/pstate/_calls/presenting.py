@@ -1,9 +1,8 @@
-"""How the flat functions of the package present themselves to JAX.
+"""How the flat functions of the package are presented to JAX.
 
-JAX names the function that it traces, and the arguments of it, in its errors, in lowered programs and
-in profiles. It asks the function for its signature and its code, as `inspect` does. Here it finds the
-user's function, and operands that are called what the caller would call them:
-`model.layers[0].count.value`.
+JAX names the function that it traces, and its arguments, in errors, in lowered programs and in
+profiles. It inspects the signature and the code of the function. Here it finds those of the user's
+function, and operands named as the caller would name them: `model.layers[0].count.value`.
 """
 
 import functools as ft
@@ -18,9 +17,9 @@ _OPERANDS = inspect.Parameter("operands", inspect.Parameter.VAR_POSITIONAL)
 
 
 class _Operands(inspect.Signature):
-    """A signature under which each operand has a name of its own.
+    """A signature that gives each operand its own name.
 
-    `names` gives them when JAX asks, which it does once or twice for each trace.
+    `names` returns them when JAX asks, once or twice per trace.
     """
 
     def __init__(self, names: Callable[[], Sequence[str]]):
@@ -31,13 +30,13 @@ class _Operands(inspect.Signature):
         operands, names = jtu.tree_leaves((args, kwargs)), self._names()
         if len(operands) != len(names):
             raise TypeError(f"{len(names)} operands have names, and {len(operands)} came")
-        # By number first: two operands may have one name.
+        # By number first: two operands may have the same name.
         named = dict(zip(names, operands, strict=True))
         return inspect.BoundArguments(self, named)  # pyright: ignore[reportArgumentType]
 
 
 class _Name(str):
-    """A name that is equal to no other, since one array may stand at two places of one name."""
+    """A name that equals no other, since two places may have the same name."""
 
     __slots__ = ()
 
@@ -46,7 +45,7 @@ class _Name(str):
 
 
 class Source:
-    """What JAX says of a function: its name and its place in the code. Keeps no function alive."""
+    """What JAX shows of a function: its name and its place in the code. Keeps no function alive."""
 
     __slots__ = ("__code__", "__name__")
 
@@ -62,9 +61,9 @@ class Source:
 def presented(
     function: Callable[..., Any], source: Source, name: str, names: Callable[[], Sequence[str]]
 ) -> Callable[..., Any]:
-    """`function`, a new object, as JAX is to speak of it.
+    """`function`, as a new object with the name and signature that JAX is to show.
 
-    `names` gives the names of the leaves of its arguments, in order.
+    `names` returns the names of the leaves of its arguments, in order.
     """
 
     def shown(*args: Any) -> Any:

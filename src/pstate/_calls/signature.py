@@ -1,4 +1,4 @@
-"""The static side of a call: what the structure of `(callable, args, kwargs)` says by itself.
+"""The static side of a call: what the structure of `(callable, args, kwargs)` alone says.
 
 A call has three *groups* of leaves: those of the callable, of the positional arguments, and of the
 keyword arguments. A key path of the call leads through the group and the argument to a state or an
@@ -30,9 +30,9 @@ FN, ARGS, KWARGS = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """A call as messages speak of it.
+    """A call as messages describe it.
 
-    Names of parameters; code of the transform and call; and the functions at the heart of it.
+    The names of parameters; the code of the transform and call; and its innermost functions.
     """
 
     names: Names
@@ -42,9 +42,9 @@ class Described:
 
 
 class Static:
-    """An argument that is part of the program. A pytree without leaves.
+    """A static argument, part of the program. A pytree without leaves.
 
-    **Raises:** `TypeError` where the value is unhashable.
+    **Raises:** `TypeError` if the value is unhashable.
     """
 
     __slots__ = ("_key", "value")
@@ -72,9 +72,9 @@ def bare(argument: Any) -> Any:
 
 
 class _Carrier:
-    """What is known of a callable's carrier; `root` is `None` where it has none.
+    """What is known about a callable's carrier; `root` is `None` if it has none.
 
-    `depth` is how far down a key path of the call the carrier stands.
+    `depth` is how far down a key path of the call the carrier is.
     """
 
     __slots__ = ("depth", "is_partial", "root")
@@ -87,15 +87,15 @@ class _Carrier:
 
 
 def _starts(group: Any, first: int) -> Iterator[int]:
-    """The first leaf of each argument of a group, and the one behind the last."""
+    """The first leaf of each argument of a group, and the one after the last."""
     return it.accumulate((child.num_leaves for child in group.children()), initial=first)
 
 
 class Signature:
     """The static side of a call: what its structure alone says about arguments and places.
 
-    Two are equal where their structures are, exactly: `exact` tells apart those whose static parts only
-    compare alike. It is seldom asked of two that are not the same object.
+    Two are equal if their structures are, exactly: `exact` distinguishes those whose static parts
+    only compare as equal. Two that are not the same object are rarely compared.
     """
 
     def __init__(self, treedef: Any, exact: Any, call: Any):
@@ -116,13 +116,13 @@ class Signature:
         #: For each positional argument, its first leaf; and for each keyword.
         self.starts = tuple(_starts(groups[ARGS], self.n_fn))
         self.keyword_starts = tuple(_starts(groups[KWARGS], self.starts[-1]))
-        #: For each slot, the argument that it stands in: `(group, position or name)`.
+        #: For each slot, the argument that it is in: `(group, position or name)`.
         self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
         self.arguments_with_states = frozenset(self.argument_of_slot)
-        #: What `giving_back.py` works out for its arguments, by where they stand.
+        #: Results of `giving_back.py` for its arguments, by their place.
         self.outlines: dict[tuple[int, ...], Any] = {}
         self.subtrees: dict[tuple[int, ...], Any] = {}
-        #: Whether there are lists, dicts and the like, which the function could edit in place.
+        #: Whether there are mutable containers, which the function could edit in place.
         self.has_containers = bool(Snapshot(call))
 
     def __hash__(self) -> int:
@@ -161,7 +161,7 @@ class Signature:
             if carrier.is_partial:
                 return _place_in_partial(filled, within)
             inside = key_path[2 if self._several else 1 :]
-            if filled and _is_argument_of_partial(inside):  # of a partial that is no carrier
+            if filled and _is_argument_of_partial(inside):  # of a partial that is not a carrier
                 return _place_in_partial(filled, inside)
             root = carrier.root or "function"
         elif group == KWARGS:
@@ -171,7 +171,7 @@ class Signature:
         return to_place(root, within)
 
     def root(self, index: int, names: Names) -> str:
-        """What code would call the tree that a slot stands in."""
+        """The name that code would give to the tree that a slot is in."""
         return self.place(self.layout.slots[index].key_path, names).partition(".")[0].partition("[")[0]
 
     def _carrier(self, key_path: Sequence[Any]) -> _Carrier:
@@ -183,7 +183,7 @@ def _is_argument_of_partial(within: Sequence[Any]) -> bool:
 
 
 def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:
-    """What a partial holds is called after the parameter that it fills."""
+    """The place of a value in a partial, which is named after the parameter that it fills."""
     group, which = to_path(within[:2])
     if group == "keywords":
         return to_place(which, within[2:])
@@ -197,6 +197,6 @@ signature_of = PerStructure(lambda treedef, exact, call: Signature(treedef, exac
 
 
 def _unpacked(call: Any) -> Any:
-    # States are leaves here: to take one apart would compute what is deferred.
+    # States are leaves here: taking one apart would compute deferred values.
     is_one = lambda x: type(x) is Packed or is_state(x)
     return jtu.tree_map(lambda x: x.unpack() if type(x) is Packed else x, call, is_leaf=is_one)

@@ -1,4 +1,4 @@
-"""The ground: what knows nothing of states.
+"""The ground: what does not depend on states.
 
 `errors` has every error and warning, `versions` is the one place that looks at JAX's version,
 `values` says what a state may hold. A *key path* is JAX's, a *path* is `("layers", 0, "count")`, a

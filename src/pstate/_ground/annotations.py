@@ -1,8 +1,8 @@
 """Type aliases, and the annotation `ShortTermState[Float[Array, "n"]]`.
 
-Such an annotation is a class of its own whose `isinstance` asks for the kind of the state *and* for
-its value. Being a class, beartype checks it as any other; the value is checked in turn by
-jaxtyping, which shares the dimension names of the surrounding `@jaxtyped` scope.
+Such an annotation is a class whose `isinstance` checks the kind of the state *and* its value.
+Because it is a class, beartype checks it like any other; jaxtyping checks the value, and shares the
+dimension names of the surrounding `@jaxtyped` scope.
 """
 
 import functools as ft
@@ -31,7 +31,7 @@ class StateAnnotation(type):
         if not isinstance(instance, cls.kind):
             return False
         value = instance._peek()
-        # An empty state is declared and not yet filled: there is no value that could be wrong.
+        # An empty state is declared but not yet filled: it has no value that could be wrong.
         return value is None or _holds(value, cls.hint)
 
     def __repr__(cls) -> str:
@@ -42,7 +42,8 @@ class StateAnnotation(type):
 def _holds(value: Any, hint: Any) -> bool:
     if isinstance(hint, type):
         return isinstance(value, hint)
-    # Imported when it is first needed: a fifth of a second, for hints that are no classes.
+    # Imported when it is first needed: it takes a fifth of a second, and only hints that are not
+    # classes need it.
     return importlib.import_module("beartype.door").is_bearable(value, hint)
 
 

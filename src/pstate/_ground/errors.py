@@ -1,7 +1,7 @@
 """Errors and warnings.
 
-Every message names the state and where it stands (`counter.count`, `args[1].layers[0].mean`), what
-was expected and what came, and code that is right. `docs/errors.md` shows each of them.
+Every message names the state and its place (`counter.count`, `args[1].layers[0].mean`), what was
+expected and what was passed, and shows the right code. `docs/errors.md` shows each of them.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ class StateError(Exception):
 
 @public
 class FrozenStateError(StateError, dataclasses.FrozenInstanceError):
-    """A state was written where nobody records the write, so that it would be lost."""
+    """A state was written where the write is not recorded, so it would be lost."""
 
 
 @public
 class TraceScopeError(StateError, RuntimeError):
-    """A live state was used under a JAX trace, or in a thread, other than its recording's."""
+    """A live state was used under a JAX trace, or in a thread, other than that of its recording."""
 
 
 @public
@@ -31,7 +31,7 @@ class CapturedStateError(StateError, RuntimeError):
 
 @public
 class AliasedStateError(StateError, ValueError):
-    """One state object stands at two places, and it was written."""
+    """One state object is at two places in a tree, and was written."""
 
 
 @public
@@ -41,7 +41,7 @@ class UninitializedStateError(StateError, ValueError):
 
 @public
 class BatchAxisError(StateError, ValueError):
-    """A batched write that no declared axis covers, or a declared axis that cannot hold."""
+    """A batched write that no declared axis covers, or a declared axis that does not fit."""
 
 
 @public
@@ -56,7 +56,7 @@ class StateWarning(UserWarning):
 
 @public
 class CapturedStateWarning(StateWarning):
-    """An eager mapping read a state that is no argument, and therefore runs uncompiled."""
+    """An eager mapping read a state that is not an argument, and therefore runs uncompiled."""
 
 
 @public
@@ -76,7 +76,7 @@ class BatchAxisWarning(StateWarning):
 
 @public
 class RecompilationWarning(StateWarning):
-    """A Python scalar keeps changing, and every new value is a new program."""
+    """A Python scalar keeps changing, and every new value compiles a new program."""
 
 
 @public

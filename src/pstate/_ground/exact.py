@@ -1,8 +1,8 @@
-"""Values told apart exactly.
+"""Values distinguished exactly.
 
-Python takes `2` and `2.0`, `1` and `True` for equal, and so do tuples, dataclasses and partials that
-hold them; what was compiled for one computes something else for the other. An *exact key* has the types
-too, and floats by their bits: `0.0` and `-0.0` differ, and `nan` equals itself.
+To Python `2` and `2.0`, `1` and `True` are equal, and so are tuples, dataclasses and partials that
+hold them; but a program compiled for one computes something else for the other. An *exact key* also
+has the types, and compares floats by their bits: `0.0` and `-0.0` differ, and `nan` equals itself.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ _SIMPLE = frozenset({str, int, bool, bytes, type(None)})
 
 
 def exact_key(value: Any) -> Any:
-    """What tells a value apart: by type and value, in containers too.
+    """A key that identifies a value by type and value, also in containers.
 
     >>> exact_key((1, 2.0)) == exact_key((True, 2.0))
     False
 
-    **Raises:** `TypeError` for what is unhashable, but for lists and dicts.
+    **Raises:** `TypeError` for an unhashable value, except for lists and dicts.
     """
     kind = type(value)
     if kind in _SIMPLE:
@@ -44,7 +44,7 @@ def exact_key(value: Any) -> Any:
 
 
 class Exact:
-    """Any value, equal to another where their exact keys are; what is unhashable, to itself alone."""
+    """Any value, equal to another if their exact keys are; an unhashable one equals only itself."""
 
     __slots__ = ("_key", "value")
 
@@ -63,7 +63,7 @@ class Exact:
 
 
 class Identity:
-    """An object, equal to itself alone. It is kept alive, so that no other gets its identity."""
+    """An object that equals only itself. It is kept alive, so that no other gets its identity."""
 
     __slots__ = ("value",)
 

@@ -1,7 +1,7 @@
 """Integers that a program depends on: how many lanes, how many steps, which arguments; and their names.
 
-JAX takes for them any concrete integer, of Python, of NumPy or an array of its own, and so does pstate.
-Python's is what is kept. A traced integer is refused: a program cannot depend on what it computes.
+Like JAX, pstate accepts any concrete integer: a Python or NumPy integer, or a JAX array. It is kept
+as a Python `int`. A traced integer is refused: a program cannot depend on what it computes.
 """
 
 import operator
@@ -24,8 +24,8 @@ Positions = SupportsIndex | Iterable[SupportsIndex]
 def as_count(value: Any, name: str, what: str, *, least: int, example: int) -> int:
     """A number of things as an `int`. `name` is the option, and `what` says what it counts.
 
-    **Raises:** `TypeError` for a traced integer, and `ValueError` for what is no integer of at least
-    `least`.
+    **Raises:** `TypeError` for a traced integer, and `ValueError` for anything but an integer of at
+    least `least`.
     """
     refuse_traced(value, name, f"{name}={example}, or {name}=x.shape[0]")
     count = as_index(value)
@@ -37,7 +37,7 @@ def as_count(value: Any, name: str, what: str, *, least: int, example: int) -> i
 
 
 def as_index(value: Any) -> int | None:
-    """A concrete integer as an `int`; `None` for what is none, such as a bool."""
+    """A concrete integer as an `int`; `None` for anything else, such as a bool."""
     if isinstance(value, bool | jax.core.Tracer):
         return None
     try:
@@ -49,7 +49,7 @@ def as_index(value: Any) -> int | None:
 def as_positions(value: Any, name: str) -> tuple[int, ...]:
     """Positions of arguments, one or several, as a tuple.
 
-    **Raises:** `TypeError` for what are none.
+    **Raises:** `TypeError` for anything else.
     """
     refuse_traced(value, name, f"{name}=0")
     one = as_index(value)
@@ -61,7 +61,7 @@ def as_positions(value: Any, name: str) -> tuple[int, ...]:
     if None in several:
         raise TypeError(
             f"{name} counts positional arguments from 0, an integer or several; got {value!r}. Write "
-            f"{name}=0. What goes by keyword has no position."
+            f"{name}=0. Keyword arguments have no position."
         )
     return tuple(i for i in several if i is not None)
 
@@ -69,7 +69,7 @@ def as_positions(value: Any, name: str) -> tuple[int, ...]:
 def as_names(value: Any, name: str) -> tuple[str, ...]:
     """Names of arguments, one or several, as a tuple.
 
-    **Raises:** `TypeError` for what are none.
+    **Raises:** `TypeError` for anything else.
     """
     names = (value,) if isinstance(value, str) else value
     names = tuple(names) if isinstance(names, Iterable) else (names,)
@@ -81,7 +81,7 @@ def as_names(value: Any, name: str) -> tuple[str, ...]:
 
 
 def as_argnums(value: Any, name: str = "argnums") -> int | tuple[int, ...] | None:
-    """The option `argnums`: one position, a tuple of one and none at all mean different things."""
+    """The option `argnums`: one position, a tuple of one position and `None` mean different things."""
     if value is None:
         return None
     positions = as_positions(value, name)
@@ -89,12 +89,12 @@ def as_argnums(value: Any, name: str = "argnums") -> int | tuple[int, ...] | Non
 
 
 def refuse_traced(value: Any, name: str, right: str) -> None:
-    """Raise where an integer that the program depends on is one that it computes. `right` is code."""
+    """Raise if an integer that the program depends on is traced. `right` is the right code."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} is part of the program, and got a traced {short_type(value)}, which has no value "
-            f"before the program runs. Give an integer that is known before: {right}. jax.jit leaves an "
-            "argument as it is by static_argnums."
+            f"before the program runs. Pass an integer that is known beforehand: {right}. In jax.jit, "
+            "static_argnums keeps an argument as it is."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where public names say that they are from."""
+"""Which module public names say that they are from."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def public_in(module: str) -> Callable[[T], T]:
-    """Mark a class or function as a public module's, so that pickles and messages know of no wings."""
+    """Mark a class or function as a public module's, so that pickles and messages do not name wings."""
 
     def mark(thing: T) -> T:
         thing.__module__ = module

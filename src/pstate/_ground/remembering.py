@@ -1,9 +1,10 @@
-"""Tables of what was worked out, which forget.
+"""Caches that are emptied by the garbage collector.
 
 A structure holds the static parts of its nodes, and a table keyed on structures would keep them alive
-after every model is gone. Structures cannot be held weakly. So each table is emptied when Python begins
-a full garbage collection: what a collection finds alive, somebody uses. What was forgotten is worked out
-again when it is asked for next, which takes less time than the collection did.
+after every model is gone. Structures cannot be referenced weakly. So each table is emptied when
+Python begins a full garbage collection: then whatever the collection finds alive is really in use.
+A dropped result is worked out again when it is needed next, which takes less time than the
+collection did.
 """
 
 import functools as ft

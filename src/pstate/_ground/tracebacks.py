@@ -1,7 +1,8 @@
 """Tracebacks without the package's own frames.
 
-What helps is the caller's line, the lines of the function that was called, and JAX's. Ours are taken out
-where an error leaves the package, unless JAX is told to show its own: `jax_traceback_filtering="off"`.
+The useful lines are the caller's, those of the function that was called, and JAX's. Ours are
+removed when an error leaves the package, unless JAX is told to show its own:
+`jax_traceback_filtering="off"`.
 """
 
 import functools as ft
@@ -28,7 +29,7 @@ def shows_own_frames() -> bool:
 
 
 def hide_own_frames(error: BaseException) -> None:
-    """Take the package's frames out of the traceback of an error, and of those that led to it."""
+    """Remove the package's frames from the traceback of an error, and of the errors that caused it."""
     if shows_own_frames():
         return
     seen: set[int] = set()
@@ -55,12 +56,12 @@ def _without_own(frames: types.TracebackType | None) -> types.TracebackType | No
     return following
 
 
-#: Packages whose lines are not the user's.
+#: Packages whose lines are not the user's own.
 _PASSED_OVER = ("pstate", "jax", "equinox", "jaxtyping", "beartype")
 
 
 def users_frame(frame: types.FrameType) -> tuple[int, types.FrameType]:
-    """The innermost frame outside of these packages, and its level: 1 for the given one."""
+    """The innermost frame outside these packages, and its level: 1 for the given one."""
     level = 1
     while frame.f_back is not None:
         if package_of(frame) not in _PASSED_OVER:
@@ -75,7 +76,7 @@ def package_of(frame: types.FrameType) -> str:
 
 
 def users_line() -> str:
-    """The user's line that led here, as in a traceback."""
+    """The user's line that led here, as a traceback shows it."""
     _, frame = users_frame(sys._getframe())
     code = frame.f_code
     summary = traceback.FrameSummary(code.co_filename, frame.f_lineno, code.co_name)
@@ -83,7 +84,7 @@ def users_line() -> str:
 
 
 def short_tracebacks(function: F) -> F:
-    """A function whose errors come without the package's frames, but for one."""
+    """A function whose errors have none of the package's frames except one."""
 
     @ft.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:

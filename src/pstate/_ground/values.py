@@ -18,12 +18,12 @@ _NUMBERS = (bool, int, float, complex)
 
 
 def as_value(value: Any, old: Any = None) -> Any:
-    """`value` as a state may hold it.
+    """`value` in the form in which a state holds it.
 
     A Python number takes the dtype of the leaf that it replaces in `old`.
 
-    **Raises:** `TypeError` for a leaf that is no array, and for a Python number that the old dtype
-    cannot hold.
+    **Raises:** `TypeError` for a non-array leaf, and for a Python number that the old dtype cannot
+    hold.
     """
     if value is None or isinstance(value, jax.Array):
         return value
@@ -47,8 +47,8 @@ def is_leaf(value: Any) -> bool:
 
 @ft.lru_cache(maxsize=1024)
 def _is_leaf_type(cls: type) -> bool:
-    # A container type stays one, so that the question is asked once per type: an instance without
-    # `__init__` is enough, since only the registry of pytree nodes is asked, never the instance.
+    # A container type stays one, so the check is made once per type: an instance without `__init__`
+    # is enough, since JAX looks only at the registry of pytree nodes, never at the instance.
     if issubclass(cls, tuple | list | dict) or cls is type(None):
         return False
     if issubclass(cls, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | str | bytes):
@@ -65,7 +65,7 @@ def copy(value: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values have the same structure and the very same arrays."""
+    """Whether two values have the same structure and the same array objects."""
     if a is b:
         return True
     a_leaves, a_treedef = jtu.tree_flatten(a)
@@ -79,12 +79,12 @@ def _as_array(leaf: Any, old: Any, where: str) -> Any:
     if type(leaf) in _NUMBERS:
         return _from_number(leaf, old, where)
     if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm":
-        # A copy: JAX may share the memory of a NumPy array, and its owner fills it again.
+        # A copy: JAX may share the memory of a NumPy array, and its owner may refill it.
         return jnp.array(leaf)
     where = f" at `.value{where}`" if where else ""
     raise TypeError(
-        f"A state holds a pytree of arrays and numbers; got {_shown(leaf)}{where}. Keep what is not "
-        "an array in a static field of the module (`eqx.field(static=True)`), or in the state's tag: "
+        f"A state holds a pytree of arrays and numbers; got {_shown(leaf)}{where}. Keep a non-array "
+        "value in a static field of the module (`eqx.field(static=True)`), or in the state's tag: "
         'ps.State(jnp.zeros(3), tag="encoder").'
     )
 
@@ -151,7 +151,7 @@ def short_type(x: Any) -> str:
 
 
 def nbytes(x: Any) -> int:
-    """The bytes of an array, or of what has its shape and dtype. A typed key counts its data.
+    """The bytes of an array, or of anything with a shape and dtype. A typed key counts its data.
 
     >>> nbytes(jax.ShapeDtypeStruct((2, 3), jnp.float32))
     24

@@ -1,6 +1,6 @@
 """The one place where pstate looks at JAX's version.
 
-Each branch says which JAX release will let it go.
+Each branch says which JAX release will make it unnecessary.
 """
 
 import inspect
@@ -52,7 +52,7 @@ def varies_over(x: Any) -> frozenset[Any]:
 
 
 def manual_type(x: Any, ndim: int) -> dict[str, Any]:
-    """Keywords by which a `jax.ShapeDtypeStruct` of `ndim` axes varies over a mesh as `x` does."""
+    """Keywords with which a `jax.ShapeDtypeStruct` of `ndim` axes varies over a mesh as `x` does."""
     if not STRUCTS_VARY or not varies_over(x):
         return {}
     aval = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
@@ -82,7 +82,7 @@ def current_trace() -> Any:
 
 
 def _token_of_a_fresh_thread() -> Any:
-    """The token of no trace at all.
+    """The token that means no trace at all.
 
     A new thread runs under no trace, even where this module is first imported inside one.
     """
@@ -102,7 +102,7 @@ def is_eager() -> bool:
 
 
 class _Context:
-    """A setting of JAX's configuration, as an object. A pytree without leaves."""
+    """A state of JAX's configuration, as an object. A pytree without leaves."""
 
 
 jtu.register_pytree_node(_Context, lambda context: ((), context), lambda context, _: context)
@@ -110,10 +110,11 @@ jtu.register_pytree_node(_Context, lambda context: ((), context), lambda context
 
 @jax.jit
 def trace_context() -> Any:
-    """An object for JAX's settings: the same as long as JAX would not compile a function anew.
+    """An object for JAX's settings: the same one as long as JAX would not recompile a function.
 
-    JAX compares `enable_x64`, matmul precision, meshes and whatever else it keys its programs on; so
-    this runs, and makes a new object, exactly where they differ. A call takes a few microseconds.
+    JAX compares `enable_x64`, matmul precision, meshes and everything else that it keys its
+    programs on; so this runs, and makes a new object, exactly when they differ. A call takes a few
+    microseconds.
     """
     return _Context()
 
@@ -128,7 +129,7 @@ def checks_key_reuse() -> bool:
     return bool(jax.config.jax_debug_key_reuse)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-#: Whether a `jax.pmap` may stand in another. Since it became a `shard_map`, in JAX 0.8, it may not.
+#: Whether a `jax.pmap` may run in another. Since it became a `shard_map`, in JAX 0.8, it may not.
 NESTED_PMAP = jax.__version_info__ < (0, 8)
 
 

@@ -1,6 +1,6 @@
 """The changes between two trees, one for each array, empty state, static leaf and static field.
 
-A *side* is what stands at a path in one of the trees.
+A *side* is what one of the trees has at a path.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from .static_differences import StaticDifference, same_structure, static_differe
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What stands at a path in one of the trees.
+    """What one of the trees has at a path.
 
-    `shape` and `dtype` are those of an array, `norm` is that of an inexact array whose value is known,
-    and `shown` is the whole in short.
+    `shape` and `dtype` are those of an array, `norm` is that of an inexact array whose value is
+    known, and `shown` is a short form of the whole.
     """
 
     kind: str
@@ -36,10 +36,10 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What was found at a place. Where `what` is empty nothing changed, and there are no sides.
+    """What was found at a place. If `what` is empty, nothing changed, and there are no sides.
 
-    `kind` names both kinds where it changed. `differing` counts elements, and `distance` is the norm of
-    the difference of inexact arrays. `known` says whether values could be compared.
+    `kind` names both kinds if it changed. `differing` counts elements, and `distance` is the norm
+    of the difference of inexact arrays. `known` says whether values could be compared.
     """
 
     path: Path
@@ -63,7 +63,7 @@ def changes_of(old: PyTree, new: PyTree, root: str) -> list[Change]:
         return found
     found += [_of_static(each, root) for each in static_differences(old, new)]
     if not any(change.what for change in found):
-        # Such as a masked leaf that stands in one tree only: it is at no path, but trees differ.
+        # For example a masked leaf that only one tree has: it is at no path, but the trees differ.
         found.append(_of_static(StaticDifference((), False, old, new), root))
     return found
 
@@ -71,7 +71,7 @@ def changes_of(old: PyTree, new: PyTree, root: str) -> list[Change]:
 def _of_entries(old: Entry | None, new: Entry | None) -> Iterator[Change]:
     olds = {} if old is None else old.parts
     news = {} if new is None else new.parts
-    # Two empty states, or one alone, have no parts, and are a place nevertheless.
+    # Two empty states, or one alone, have no parts, but are a place nevertheless.
     for inner in dict.fromkeys([*olds, *news]) or [()]:
         yield _of_parts(old, new, olds.get(inner), news.get(inner))
 

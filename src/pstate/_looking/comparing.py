@@ -1,7 +1,7 @@
-"""Two leaves compared: by shape, by dtype, and by value where both have one.
+"""Comparing two leaves: by shape, by dtype, and by value if both have one.
 
-A value is *known* when it can be looked at here and now: not that of a shape, of a tracer, of a deleted
-array, of an array on other hosts, or of a key that was not drawn yet.
+A value is *known* if it can be looked at here and now: not that of a shape, of a tracer, of a
+deleted array, of an array on other hosts, or of a key that was not yet drawn.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from .entries import is_array
 class Comparison:
     """What was found.
 
-    `what` is some of `shape`, `dtype` and `value`; `differing` counts elements, and `distance` is the
-    norm of the difference of inexact arrays. `known` says whether values could be compared, where
-    shapes and dtypes allow it.
+    `what` lists some of `shape`, `dtype` and `value`; `differing` counts elements, and `distance`
+    is the norm of the difference of inexact arrays. `known` says whether values could be compared,
+    if shapes and dtypes allow it.
     """
 
     what: tuple[str, ...] = ()
@@ -59,9 +59,9 @@ def _compare_values(what: tuple[str, ...], old: Any, new: Any, ndim: int) -> Com
     same = np.asarray(old == new)
     if inexact:
         same |= np.isnan(old) & np.isnan(new)
-    # Only where they differ, because of two infinities the difference would be `nan`.
+    # Only where they differ, because the difference of two infinities would be `nan`.
     distance = _norm(new[~same], old[~same]) if inexact else None
-    # The data of a key stands along axes behind those of the array of keys.
+    # The data of a key is along axes after those of the array of keys.
     differing = np.count_nonzero(~same.all(tuple(range(ndim, same.ndim))))
     return Comparison((*what, "value") if differing else what, int(differing), distance)
 
@@ -80,7 +80,7 @@ def norm_of(leaf: Any) -> float | None:
 
 
 def same_static(old: Any, new: Any) -> bool:
-    """Whether two leaves that are no arrays are the same, by type and value."""
+    """Whether two non-array leaves are the same, by type and value."""
     if old is new:
         return True
     try:

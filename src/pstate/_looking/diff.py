@@ -35,7 +35,7 @@ class Difference:
 
     def _table(self) -> Table:
         rows = [_cells(row) for row in self.rows]
-        # Most changes have few numbers, or none: columns without any are left out.
+        # Most changes have few numbers, or none: empty columns are left out.
         columns = [i for i in range(len(_HEADER)) if any(row[i] for row in rows)]
         notes = (f"values are not known, only shapes and dtypes: {_listed(self.unknown)}",)
         return Table(
@@ -85,16 +85,16 @@ def diff(old: PyTree, new: PyTree) -> Difference:
     there in double precision; `nan` equals `nan`.
 
     Values that cannot be looked at are not compared, only their shapes and dtypes, and are listed: those
-    of `jax.ShapeDtypeStruct`, of tracers, of arrays that were given up (donated) or that stand on other
-    hosts, and of random states that were not split yet. They alone do not make a difference.
+    of `jax.ShapeDtypeStruct`, of tracers, of arrays that were donated or that are on other hosts,
+    and of random states that were not yet split. They alone do not count as a difference.
 
     **Arguments:**
 
     - `old`, `new`: any pytrees, live ones too.
 
     **Returns:** an object that prints as a table and is true if anything changed. `rows` has one entry
-    for each change: `path`, `place`, `kind`, `what`, `old`, `new`, `differing`, `distance`. `what` is
-    some of
+    for each change: `path`, `place`, `kind`, `what`, `old`, `new`, `differing`, `distance`. `what`
+    lists some of
 
     - `shape`, `dtype`, `value`, `kind` and `tag`;
     - `filled` and `emptied`, of a state that was or is empty;

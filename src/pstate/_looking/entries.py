@@ -1,4 +1,4 @@
-"""What a tree holds, for those who look at it.
+"""What a tree holds, for `summary` and `diff`.
 
 An *entry* is a state, or a leaf outside states. Its *parts* are its leaves: one for a state that holds
 an array, several for a container, none for an empty state. Nothing is read or computed on the way.
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """The class of a state; `array`, or `static` for what is neither."""
+        """The class of a state, or `array`, or `static` for other leaves."""
         if isinstance(self.leaf, State):
             return type(self.leaf).__name__
         return "array" if is_array(self.leaf) else "static"

@@ -1,6 +1,6 @@
 """Where the static parts of two trees differ: static fields, and the types of nodes.
 
-What stands at a path in one tree only is not looked into, nor are kinds and tags of states.
+Paths that only one tree has are not looked into, nor are kinds and tags of states.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _VALUE = jtu.GetAttrKey("value")
 
 
 class StaticDifference(NamedTuple):
-    """A static field, or a node whose structure is another one."""
+    """A static field, or a node, that differs."""
 
     key_path: KeyPath
     is_field: bool

@@ -1,4 +1,4 @@
-"""A table for people: as text, and as HTML for notebooks.
+"""Tables, as text, and as HTML for notebooks.
 
 The *foot* is rows below a second rule, in the same columns; *closing* lines and *notes* follow the
 table.
@@ -14,9 +14,9 @@ Cells = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; without a header there is only what stands around.
+    """Rows of text under a header; without a header, only what surrounds the table.
 
-    `right` has the indices of the columns that are aligned right.
+    `right` has the indices of the right-aligned columns.
     """
 
     caption: str

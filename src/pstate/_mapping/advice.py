@@ -1,4 +1,4 @@
-"""The code that a mapping's messages advise, made for the call at hand."""
+"""The code that a mapping's messages suggest, made for the call at hand."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -16,9 +16,10 @@ from .._trees.slots import Slot
 def broadcast_code(
     signature: Signature, names: Names, slot: Slot, axis: int, n: int, needs: Callable[[Slot], bool]
 ) -> str:
-    """The line that gives a state, and those of its kind beside it that `needs` says, `n` lanes.
+    """The line that gives `n` lanes to a state, and to others of its kind for which `needs` is
+    true.
 
-    Where others of its kind have theirs already, the state is picked by its path.
+    If others of its kind already have lanes, the state is selected by its path.
     """
     tree, path = _tree_and_path(signature, names, slot)
     argument = signature.argument_of_slot[slot.index]
@@ -44,10 +45,10 @@ def update_code(
 
 
 def _tree_and_path(signature: Signature, names: Names, slot: Slot) -> tuple[str, tuple[Any, ...]]:
-    """The tree that a state stands in, as code, and the state's path in it."""
+    """The tree that a state is in, as code, and the state's path in it."""
     path = signature.path(slot.index)
     if signature.argument_of_slot[slot.index][0] == FN and path[:1] in (("args",), ("keywords",)):
-        path = path[2:]  # what a partial holds is a tree by itself
+        path = path[2:]  # each argument of a partial is a tree of its own
     place = signature.place(slot.key_path, names)
     within = slot.key_path[len(slot.key_path) - len(path) :]
     return place.removesuffix(jtu.keystr(tuple(within))), path
@@ -56,7 +57,9 @@ def _tree_and_path(signature: Signature, names: Names, slot: Slot) -> tuple[str,
 def mapped_too(
     signature: Signature, leaves: Sequence[Any], axes: Sequence[int | None], n: int
 ) -> str | None:
-    """The `in_axes` that map the arrays of `n` rows that a call shared; `None` where there are none."""
+    """The `in_axes` that also map the arrays of `n` rows that a call shared; `None` if there are
+    none.
+    """
     positions = {
         signature.argument(signature.layout.key_path_of_leaf[i])
         for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))
@@ -78,7 +81,7 @@ def _is_shared(signature: Signature, axes: Sequence[int | None], position: int) 
 
 
 def reducer_code(leaves: Collection[Any]) -> str:
-    """A reducer that keeps the dtypes of these arrays, as code; empty where there is none."""
+    """A reducer that keeps the dtypes of these arrays, as code; empty if there is none."""
     dtypes = [leaf.dtype for leaf in leaves if hasattr(leaf, "dtype")]
     if not dtypes or any(jnp.issubdtype(d, jax.dtypes.prng_key) for d in dtypes):
         return ""

@@ -1,8 +1,8 @@
 """The engine of `chunk_size`: k lanes at a time, through a compiled loop.
 
-Inputs are sliced where they stand, without a copy. Outputs are stacked by the loop, and what is the
-same in all lanes is carried instead. Each chunk is checkpointed, so that gradients need the memory of
-one chunk and not of all.
+Inputs are sliced in place, without a copy. Outputs are stacked by the loop, and values that are the
+same in all lanes are carried instead. Each chunk is checkpointed, so gradients need the memory of
+one chunk only.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
         return [jr.wrap_key_data(x, impl=impl) if impl else x for x, impl in pairs]
 
     def at(passed: Sequence[Any], keys: Sequence[Any], start: Any, size: int) -> list[Any]:
-        """Lanes from `start` on, of operands of all lanes and keys of these."""
+        """Lanes from `start` on, from the operands and keys of all lanes."""
 
         def part(x: Any, axis: int | None) -> Any:
             if axis is None:
@@ -52,12 +52,12 @@ def prepare_chunks(traced: Any, chunk_size: int) -> Callable[..., list[Any]]:
 
     def run(passed: Sequence[Any], keys: Sequence[Any]) -> list[Any]:
         found = lane_sharding(passed, in_axes)
-        if found is not None:  # a chunk is cut out of lanes that lie on several devices
+        if found is not None:  # a chunk is cut from lanes that are on several devices
             pairs = zip(passed, in_axes, strict=True)
             passed = [x if axis is None else gathered(x, axis) for x, axis in pairs]
         n_chunks, rest = divmod(n, chunk_size)
         whole = n_chunks * chunk_size
-        # As data: JAX's check of key reuse takes a part of an array of keys for the whole of it.
+        # As data: JAX's check of key reuse mistakes a part of an array of keys for the whole array.
         data = [jr.key_data(key) if impl else key for key, impl in zip(keys, impls, strict=True)]
         by_chunk = [x[:whole].reshape(n_chunks, chunk_size, *x.shape[1:]) for x in data]
         lanes = [jax.ShapeDtypeStruct((chunk_size, *key.shape[1:]), key.dtype) for key in keys]

@@ -24,7 +24,7 @@ class DeviceEntry:
         self.traced: dict[Any, Any] = {}
 
     def run(self, arrays: list[Any], check: Callable[[Meta], None]) -> Any:
-        """Run. `check` raises where the call will be refused: it must not run, and give up buffers."""
+        """Run. `check` raises if the call will be refused: then it must not run and give up buffers."""
         leaves = self.program.leaves(arrays)
         replay = self.replay(arrays, leaves)
         check(replay.found)

@@ -1,4 +1,4 @@
-"""The engine of `pmap2`: a lane for each device, through `jax.pmap` or what has its keywords."""
+"""The engine of `pmap2`: one lane per device, through `jax.pmap` or a function with its keywords."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -77,7 +77,7 @@ def prepare_devices(
 
 
 def _on_one_device(x: Any) -> Any:
-    """An operand that all devices share. `jax.pmap` refuses one that is spread over devices."""
+    """An operand that all devices share. `jax.pmap` refuses one that is sharded over devices."""
     if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer) or x.is_fully_replicated:
         return x
     return jax.device_put(x, min(x.devices(), key=lambda device: device.id))
@@ -88,12 +88,12 @@ def _moved(x: Any, axis: int | None) -> Any:
 
 
 def manual_axes() -> tuple[str, ...]:
-    """The mesh axes over which the code that runs now is mapped, by `jax.shard_map` or by ours."""
+    """The mesh axes over which the running code is mapped, by `jax.shard_map` or by `shard_map2`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def devices_of(kwargs: dict[str, Any]) -> tuple[int, int, int]:
-    """How many lanes fit on this process; and of how many processes it is which."""
+    """How many lanes fit on this process, the number of processes, and the index of this one."""
     devices = kwargs.get("devices")
     if devices is None:
         backend = kwargs.get("backend")

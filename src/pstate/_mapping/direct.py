@@ -15,12 +15,12 @@ from .plan import InPlan
 from .probes import lane_key, which_differ
 
 
-#: Where a key stands that lanes split: outside the groups.
+#: The place of a key that lanes split: outside the groups.
 _OUTSIDE = -1
 
 
 class DirectLanes(Lanes):
-    """The body run inside the mapping function itself, which need not be told what leaves the lanes.
+    """The body run inside the mapping function, which need not be told what leaves the lanes.
 
     Lanes return one group of arrays per axis, so that `out_axes` is known before they run.
     """
@@ -41,8 +41,8 @@ class DirectLanes(Lanes):
         try:
             return self._run({})
         except ForeignReadError:
-            # A lane first needs its key under a further trace, where it cannot be split. So it is split
-            # before, and the body runs once more.
+            # A lane first needs its key under a further trace, where it cannot be split. So the key is
+            # split beforehand, and the body runs once more.
             if not self.split:
                 raise
         keys = self._split_outside()
@@ -52,8 +52,8 @@ class DirectLanes(Lanes):
     def _run(self, keys: dict[int, Any]) -> tuple[list[Any], Meta]:
         options = self.options
         operands, in_axes = self.operands(), self.in_axes()
-        # The reference lane is mapped for certain; NumPy's, because nothing computes with it. Where
-        # lanes lie on a mesh, it is an operand that lies there.
+        # The reference lane is always mapped; a NumPy array, because nothing computes with it. If the
+        # lanes are on a mesh, it is an operand that is there.
         reference, axis = np.arange(self.plan.axis_size, dtype=np.int32), 0
         found = lane_sharding(operands, in_axes)
         if found is not None:
@@ -88,7 +88,7 @@ class DirectLanes(Lanes):
     def _split_outside(self) -> dict[int, Any]:
         """Keys that are split before the lanes run, whether or not they draw.
 
-        For a mapping function that is not known to run the rules of `custom_vmap`.
+        For a mapping function that may not run the rules of `custom_vmap`.
         """
         keys = {}
         for slot in self.split:

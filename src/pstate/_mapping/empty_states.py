@@ -1,8 +1,8 @@
-"""States that come in empty: along which axis what a call writes into them leaves.
+"""States that come in empty: the axis along which the values written to them leave.
 
-An empty state has no leaf that could be mapped. What its argument's `in_axes` or `in_specs` say of it
-holds for the value that it is given, which then leaves as that of a filled state would. A function of
-the leaf says nothing of a state that has none.
+An empty state has no leaf that could be mapped. The `in_axes` or `in_specs` of its argument apply
+to the value that is written to it, which then leaves as that of a filled state would. A function of
+the leaf does not apply to a state without leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .._states.state import is_state, make_frozen
 from .._trees.flattening import unflatten_frozen, unread
 
 
-#: Stands for the value that an empty state does not have.
+#: A placeholder for the value that an empty state does not have.
 _VALUE = object()
 
 
@@ -52,5 +52,5 @@ def axes_of_empty(
 
 
 def _unasked(axis: Any) -> Any:
-    """An entry of a prefix that is not asked about a value that nobody has."""
+    """An entry of a prefix; a function of the leaf is not called, since there is no value."""
     return (lambda leaf: None if leaf is _VALUE else axis(leaf)) if callable(axis) else axis

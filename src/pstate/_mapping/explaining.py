@@ -1,4 +1,4 @@
-"""The plan of a call as a table, for people."""
+"""The plan of a call, as a table."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,8 @@ class Explanation:
     """What a mapping decided for one call. Prints as a table; notebooks show HTML.
 
     `rows` has one entry for each state and each array outside states; `notes` says which filters
-    matched nothing or were shadowed, and which writes a call would refuse. `part` is what the body runs
-    for, a lane or a shard.
+    matched nothing or were shadowed, and which writes a call would refuse. `part` is what one run
+    of the body stands for, a lane or a shard.
     """
 
     title: str
@@ -49,12 +49,12 @@ class Explanation:
 
     @property
     def bytes_mapped(self) -> int:
-        """Bytes of what is mapped, all lanes together."""
+        """The bytes of mapped arrays, of all lanes together."""
         return sum(row.nbytes for row in self.rows if row.mapped)
 
     @property
     def bytes_broadcast(self) -> int:
-        """Bytes of what all lanes share."""
+        """The bytes of arrays that all lanes share."""
         return sum(row.nbytes for row in self.rows if not row.mapped)
 
     def _table(self) -> Table:
@@ -149,7 +149,7 @@ def _axis(axis: Any) -> str:
 
 
 def use_of(index: int, is_split: bool, run: Run, written: dict[int, Any]) -> str:
-    """What a function does with the state of a slot, for people to read."""
+    """What a function does with the state of a slot, in words."""
     uses = ["read"] * (index in run.reads)
     uses += ["split"] * (is_split and index in written)
     uses += ["written"] * (index in run.writes)
@@ -174,5 +174,5 @@ def notes_of(
             if not mine and rule.wants_a_match:
                 notes.append(f"{name} {rule} matches no state")
             elif mine and all(any(r.predicate(*each) for r in rules[:i]) for each in mine):
-                notes.append(f"{name} {rule} is shadowed by what stands before it")
+                notes.append(f"{name} {rule} is shadowed by an earlier filter")
     return tuple(notes)

@@ -1,8 +1,9 @@
-"""Lanes that lie on the devices of an explicit mesh.
+"""Lanes on the devices of an explicit mesh.
 
-On such a mesh, which newer versions of `jax.make_mesh` make, the type of an array says over which mesh
-axes each of its axes lies, and `jax.vmap` wants the lanes of all operands to lie alike. So what pstate
-itself adds to the lanes, the reference lane and keys that are split, lies where they lie.
+On such a mesh, which newer versions of `jax.make_mesh` make, the type of an array says over which
+mesh axes each of its axes is sharded, and `jax.vmap` requires the lanes of all operands to be
+sharded in the same way. So what pstate itself adds to the lanes, the reference lane and split keys,
+is sharded like them.
 """
 
 from collections.abc import Sequence
@@ -17,20 +18,22 @@ from .._states.keys import is_typed_key
 
 
 class LaneSharding(NamedTuple):
-    """Where lanes lie: `entry` is the part of a `PartitionSpec` for their axis."""
+    """The sharding of lanes: `entry` is the part of a `PartitionSpec` for their axis."""
 
     mesh: Any
     entry: Any
 
     def put(self, x: Any, axis: int) -> Any:
-        """`x` with its lanes there; its other axes stay where they are."""
+        """`x` with its lanes sharded so; its other axes stay as they are."""
         return _put(x, axis, self.mesh, self.entry)
 
 
 def lane_sharding(
     operands: Sequence[Any], axes: Sequence[int | None]
 ) -> tuple[int, LaneSharding] | None:
-    """The first operand whose lanes lie on an explicit mesh, and where; `None` if there is none."""
+    """The first operand whose lanes are on an explicit mesh, and their sharding; `None` if there is
+    none.
+    """
     for position, (x, axis) in enumerate(zip(operands, axes, strict=True)):
         sharding = None if axis is None else explicit_sharding(x)
         if axis is not None and sharding is not None:
@@ -49,13 +52,13 @@ def gathered(x: Any, axis: int) -> Any:
 
 
 def explicit_sharding(x: Any) -> Any:
-    """The sharding that the type of an array says; `None` where it says none."""
+    """The sharding in the type of an array; `None` if there is none."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     return None if sharding is None or not any(sharding.spec) else sharding
 
 
 def without_axis(sharding: Any, axis: int, ndim: int) -> Any:
-    """The sharding of one lane of an array of `ndim` axes; `None` where nothing is left of it."""
+    """The sharding of one lane of an array of `ndim` axes; `None` if nothing is left of it."""
     if sharding is None:
         return None
     entries = _entries(sharding, ndim)
@@ -74,7 +77,7 @@ def with_axis(sharding: Any, axis: int, ndim: int) -> Any:
 
 def _put(x: Any, axis: int, mesh: Any, entry: Any) -> Any:
     if is_typed_key(x):
-        # As data: JAX does not bring typed keys to a mesh that is not in its context.
+        # As data: JAX does not move typed keys to a mesh that is not in its context.
         return jr.wrap_key_data(_put(jr.key_data(x), axis % x.ndim, mesh, entry), impl=jr.key_impl(x))
     ndim = len(x.shape)
     sharding = explicit_sharding(x)

@@ -1,7 +1,7 @@
-"""One run of a mapping's body, for one lane, and what it means to the mapping.
+"""One run of a mapping's body, for one lane, and what it means for the mapping.
 
-What is common to all engines: which leaves are passed to the lanes, running the body with live states,
-and putting the arrays that come back into order.
+The part that all engines share: choosing the leaves that are passed to the lanes, running the body
+with live states, and ordering the arrays that come back.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from .leaving import Outputs
 
 @dataclasses.dataclass(eq=False)
 class Meta(Note):
-    """What a run of the program found out, beside its arrays.
+    """The results of a run of the program other than its arrays.
 
-    `soft` are the writes that the lanes did not make themselves. `rows` is empty unless they were asked
-    for, and so are the `problems`, which raise in any other run.
+    `soft` are the writes that the lanes did not make themselves. `rows` is empty unless requested,
+    and so are the `problems`, which raise in any other run.
     """
 
     soft: frozenset[int]
@@ -46,7 +46,7 @@ class Lanes:
     split, whose keys stay outside until a lane draws.
     """
 
-    # `mapped` and `plan` are a `MappedFunction` and an `InPlan`, or what stands for them over shards.
+    # `mapped` and `plan` are a `MappedFunction` and an `InPlan`, or their counterparts for shards.
     def __init__(self, mapped: Any, leaves: list[Any], plan: Any, wants_rows: bool = False):
         self.mapped = mapped
         self.options = mapped.options
@@ -65,7 +65,7 @@ class Lanes:
         ]
 
     def operands(self) -> list[Any]:
-        """What is passed to the lanes, and is mapped along `in_axes()`."""
+        """The operands that are passed to the lanes, mapped along `in_axes()`."""
         passed = [self.leaves[i] for i in self.passed]
         return [x.get() if type(x) is Deferred else x for x in passed]
 
@@ -81,9 +81,9 @@ class Lanes:
     ) -> tuple[Run, Any]:
         """Run the body on the operands of one lane.
 
-        `lane_key(index)(needed)` gives the lane's key of a split random state, when it is first needed;
-        `drawn` is the collection of those that were needed, and is looked at after the run. `anywhere`
-        says that the keys exist already.
+        `lane_key(index)(needed)` returns the lane's key of a split random state, when it is first
+        needed; `drawn` is the collection of those that were needed, and is read after the run.
+        `anywhere` says that the keys already exist.
         """
         leaves = list(self.leaves)
         for index, value in zip(self.passed, passed, strict=True):
@@ -102,7 +102,7 @@ class Lanes:
         return run, self.outputs_of(run, frozenset(drawn), lines)
 
     def outputs_of(self, run: Run, drawn: frozenset[int], lines: dict[int, str]) -> Any:
-        """What leaves the lanes of a run, and where."""
+        """The values that leave the lanes of a run, and along which axes."""
         return Outputs(self.mapped, self.leaves, self.plan, run, drawn, lines, lenient=self.wants_rows)
 
     def rows(self, run: Run, outputs: Any) -> list[Row]:
@@ -111,7 +111,7 @@ class Lanes:
         return rows_of(self.signature, described, self.leaves, self.plan, run, outputs)
 
     def mark(self, index: int, needed: bool) -> None:
-        """Hear whether the lanes need their keys of a split random state."""
+        """Note whether the lanes need their keys of a split random state."""
         key = self.leaves[self.signature.layout.slots[index].start]
         if type(key) is Deferred:
             key.get() if needed else key.release()
@@ -149,9 +149,9 @@ def _say_who_names(error: NameError, fn: str) -> None:
 
 
 def ordered(outputs: Any) -> list[Any]:
-    """What the caller gets, in order: leaves that leave the lanes, and slots whose keys were split.
+    """The results for the caller, in order: leaves that leave the lanes, and slots with split keys.
 
-    A leaf is a `Leaving`, or what stands for it over shards; a slot is its index.
+    A leaf is a `Leaving`, or its counterpart for shards; a slot is its index.
     """
     order: list[Any] = list(outputs.leaving)
     for state in outputs.written:

@@ -1,8 +1,8 @@
-"""What leaves a lane, and along which axis.
+"""The values that leave a lane, and along which axis.
 
 A written state goes back by the first rule of `state_out_axes` that matches; else along the axis it
 came in on, or would have if it was empty; else, if it is a `SownState`, along axis 0; else, where the
-lanes agree on the value, without an axis; else as the policy says. States that stand in the output take
+lanes agree on the value, without an axis; else as the policy says. States in the output follow
 `state_out_axes`, then their kind (`NonBatchState`), then `out_axes`.
 """
 
@@ -33,7 +33,7 @@ from .plan import InPlan, Input
 from .prefixes import spread_out_axes
 
 
-#: Why a value leaves that a call would not let leave.
+#: The reason shown for a value that a call would refuse.
 _REFUSED = "refused, see the note"
 
 
@@ -41,25 +41,25 @@ _REFUSED = "refused, see the note"
 class Written:
     """A state that goes back.
 
-    `kept`: it goes back with what the split of its key left, not with a lane's value. `soft`: the lanes
-    only read it.
+    `kept`: it goes back with the remainder of its split key, not with a lane's value. `soft`: the
+    lanes only read it.
     """
 
     index: int
     treedef: Any
-    leaves: list[Any]  # a `Leaving` each, or what stands for it over shards
+    leaves: list[Any]  # each a `Leaving`, or its counterpart for shards
     reason: str
     kept: bool = False
     soft: bool = False
 
     @property
     def why(self) -> str:
-        """The reason for people to read."""
+        """The reason, in words."""
         return self.leaves[0].reason if self.leaves else self.reason
 
     @property
     def axis(self) -> Any:
-        """The axis for people to read."""
+        """The axis, as text."""
         if not self.leaves:
             return None
         if self.leaves[0].reason == _REFUSED:
@@ -68,7 +68,7 @@ class Written:
 
 
 class Outputs:
-    """What leaves the lanes: the arrays of the output, and the written states."""
+    """The values that leave the lanes: the arrays of the output, and the written states."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Outputs:
         self._run = run
         self._split = split
         self._lines = lines
-        #: What would raise; only where `lenient` says to go on, as `explain` does.
+        #: The errors that would be raised; only if `lenient` says to continue, as `explain` does.
         self.problems: list[str] = []
         self._lenient = lenient
         self._matched: set[Rule] = set()
@@ -103,19 +103,20 @@ class Outputs:
         return self.leaving + [leaf for state in self.written for leaf in state.leaves]
 
     def settle(self, which_differ: Callable[[list[Leaving]], list[bool]]) -> None:
-        """Decide what depends on whether the lanes agree, and warn of what looks like a slip.
+        """Decide what depends on whether the lanes agree, and warn about likely mistakes.
 
-        `which_differ` says for each leaf that is asked about whether it may differ between lanes.
+        `which_differ` says for each of the given leaves whether it may differ between lanes.
 
-        **Raises:** `BatchAxisError` where a value differs between lanes and was declared the same, or
-        was not declared at all and the policy is `"raise"`; `ValueError` where it is an output.
+        **Raises:** `BatchAxisError` if a value differs between lanes but was declared to be the
+        same, or was not declared at all and the policy is `"raise"`; `ValueError` if it is an
+        output.
         """
         asked = [leaf for leaf in self.all_leaving() if leaf.same_by or leaf.undeclared]
         if self._options.infers:
             differ = which_differ(asked)
         else:
-            # Nothing is known about an unknown mapping function: what nobody declared is refused, and
-            # what was declared is left for that function to check.
+            # Nothing is known about an unknown mapping function: undeclared values are refused, and
+            # declared ones are left for that function to check.
             differ = [bool(leaf.undeclared) for leaf in asked]
         for leaf, differs in zip(asked, differ, strict=True):
             if differs:
@@ -136,7 +137,7 @@ class Outputs:
         if leaf.same_by:
             return self._refuse(
                 leaf,
-                f"{leaf.same_by} says that it is the same in all lanes, and the value differs between "
+                f"{leaf.same_by} says that it is the same in all lanes, but the value differs between "
                 f"lanes. {leaf.fix} Or reduce it in the function, with axis_name='batch' and "
                 "value = jax.lax.pmean(value, 'batch').",
             )
@@ -199,7 +200,7 @@ class Outputs:
             raise
 
     def _slot_of(self, leaf: Leaving) -> int | None:
-        """The slot that a leaf is written to; `None` where it is one of the output."""
+        """The slot that a leaf is written to; `None` for a leaf of the output."""
         return next((w.index for w in self.written if any(one is leaf for one in w.leaves)), None)
 
     def _state(self, index: int) -> Written:
@@ -208,8 +209,8 @@ class Outputs:
         rule = self._match(self._signature.path(index), slot.state(self._leaves))
         soft = index not in self._run.writes
         if soft or (index in self._split and (rule is None or rule.is_none)):
-            # Whatever lanes draw, the state keeps keys[0]. A key that lanes only read has been split
-            # all the same, and must not be used again.
+            # Whatever the lanes draw, the state keeps keys[0]. A key that lanes only read has still
+            # been split, and must not be used again.
             return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         came = self._plan.of(slot)
@@ -267,12 +268,12 @@ class Outputs:
         known = "differs" if self._options.infers else "may differ"
         return (
             f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in {how} and was written "
-            f"with a value that {known} between lanes, and no axis is declared for it. {own} the lanes' "
+            f"with a value that {known} between lanes, but no axis is declared for it. {own} the lanes' "
             f"values into it: state_out_axes={{0: {kind}}}{reduce}."
         )
 
     def _give_lanes(self, slot: Slot, axis: int) -> str:
-        """The line that gives a state, which came in without lanes, the lanes of the call."""
+        """The line that gives the lanes of the call to a state that came in without lanes."""
 
         def needs(other: Slot) -> bool:
             came = self._plan.of(other)
@@ -286,9 +287,9 @@ class Outputs:
     def _check_shapes(
         self, slot: Slot, treedef: Any, leaving: Sequence[Leaving], place: str, declared: bool
     ) -> None:
-        """Refuse a lane's value that changed its shape, and so is no lane of what came in.
+        """Refuse a lane's value whose shape has changed, so that it is not a lane of the old value.
 
-        Where an axis is declared for what goes out, sizes may change: a buffer grows on purpose.
+        If an axis is declared for the way out, sizes may change: the buffer grows on purpose.
         """
         if treedef != slot.treedef:
             return  # another value on purpose
@@ -304,7 +305,7 @@ class Outputs:
                 self._refuse(
                     leaf,
                     f"`{place}` came in along axis {given.axis} ({given.reason}) with shape "
-                    f"{tuple(own)} in each lane, and was written with shape {shape}. {fix}",
+                    f"{tuple(own)} in each lane, but was written with shape {shape}. {fix}",
                 )
 
     def _fix_of_shape(self, slot: Slot, given: Input, old: Any, shape: tuple[int, ...]) -> str:
@@ -314,16 +315,16 @@ class Outputs:
         assert axis is not None
         n_own = len(shape) - len(whole)
         if given.ruled and n_own in (0, 1) and shape[n_own:] == whole:
-            # What came in was a value for one lane, cut along an axis of its own.
+            # The value that came in was for one lane, and was sliced along one of its own axes.
             n = shape[0] if n_own else self._plan.axis_size
             mapped = mapped_too(self._signature, self._leaves, axes, n) if n_own else ""
             if mapped is not None:
                 code = broadcast_code(self._signature, names, slot, axis, n, lambda other: True)
                 also = f" and {mapped}" if mapped else ""
-                return f"It was cut along an axis of its own. Give it one for the lanes: {code}{also}."
+                return f"It has no axis for lanes, so one of its own was cut. Add one: {code}{also}."
         if len(shape) == len(whole) - 1:
             return (
-                "Write a value of the shape that came in, or say that the change is meant: "
+                "Write a value of the shape that came in, or declare that the change is intended: "
                 f"state_out_axes={{{axis}: {kind}}}."
             )
         if not slot.is_leaf or is_typed_key(old):
@@ -331,7 +332,7 @@ class Outputs:
         axis %= len(whole)
         new = (*shape[:axis], self._plan.axis_size, *shape[axis:])
         code = update_code(self._signature, names, slot, new, old.dtype)
-        return f"Write a value of the shape that came in, or give it the other shape before: {code}."
+        return f"Write a value of the shape that came in, or give it the other shape first: {code}."
 
     # Slips ----------------------------------------------------------------------------------------
 
@@ -344,12 +345,12 @@ class Outputs:
             if came is None or came.axis is not None or came.split or not written.leaves:
                 continue
             if issubclass(slot.kind, SownState):
-                continue  # what came in is not what the next call goes on from
+                continue  # the next call does not start from what came in
             leaf = written.leaves[0]
             if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
                 continue
             if not _grows(leaf.value, self._leaves[slot.start]):
-                continue  # replaced each time by as much
+                continue  # replaced each time by a value of the same size
             warn(
                 f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
                 f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
@@ -359,7 +360,7 @@ class Outputs:
             )
 
     def _unmatched(self) -> list[str]:
-        """What to say of filters that match no state."""
+        """The messages for filters that match no state."""
         made = [
             (to_path(key_path), item)
             for key_path, item in jtu.tree_flatten_with_path(self._run.out, is_leaf=is_state)[0]
@@ -369,5 +370,5 @@ class Outputs:
 
 
 def _grows(value: Any, old: Any) -> bool:
-    """Whether lanes of `value` have more axes than what came in."""
+    """Whether lanes of `value` have more axes than the value that came in."""
     return len(getattr(value, "shape", ())) + 1 > len(old.shape)

@@ -1,4 +1,4 @@
-"""One array that leaves a lane: where the lanes go, why, and what to say where that cannot be."""
+"""One array that leaves a lane: where the lanes go, why, and the message if that is impossible."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from .._trees.axis_specs import Rule
 class Leaving:
     """An array that leaves a lane.
 
-    `axis` is where the lanes go, `None` for a value that all share. `same_by`, where it is not empty,
-    says who declared the value to be the same in all lanes, and `fix` what to write instead;
-    `undeclared` makes what to say if nobody declared anything and the lanes differ. A `reducer` takes
-    the stacked lanes to one value.
+    `axis` is where the lanes go, `None` for a value that all share. `same_by`, if it is not empty,
+    says which option declared the value to be the same in all lanes, and `fix` what to write
+    instead; `undeclared` makes the message for an undeclared value that differs between lanes. A
+    `reducer` reduces the stacked lanes to one value.
     """
 
     value: Any
@@ -49,16 +49,16 @@ def by_rule(leaf: Any, rule: Rule, place: str, code: str) -> Leaving:
 def checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
     """An array that leaves along an axis.
 
-    **Raises:** `BatchAxisError` where there is no such axis to put lanes on.
+    **Raises:** `BatchAxisError` if there is no such axis for the lanes.
     """
     is_number = isinstance(leaf, bool | int | float | complex)
     shape = tuple(getattr(leaf, "shape", ()))
     if not hasattr(leaf, "shape") and not is_number:
-        return Leaving(leaf, axis, reason)  # no array, and so without a place for lanes
+        return Leaving(leaf, axis, reason)  # not an array, so it has no axis for lanes
     if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
         raise BatchAxisError(
-            f"`{place}` leaves along axis {axis} ({reason}), and a lane's value has shape {shape}: "
-            "there is no such axis to put the lanes on. Choose one from "
+            f"`{place}` leaves along axis {axis} ({reason}), but a lane's value has shape {shape}: "
+            "there is no such axis for the lanes. Choose one from "
             f"{-len(shape) - 1} to {len(shape)}, by state_out_axes for a state and by out_axes for an "
             "output."
         )

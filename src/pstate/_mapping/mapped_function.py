@@ -1,4 +1,4 @@
-"""What is known of a mapping's calls before any array is seen: options, structure, static leaves."""
+"""What is known about a mapping's calls without any arrays: options, structure, static leaves."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -23,12 +23,12 @@ class MappedFunction(FlatFunction):
     options: Options
 
     def warn_of_idle_donation(self, written: Collection[int]) -> None:
-        """Warn where the filter of `donate` selects none of the states that are written."""
+        """Warn if the filter of `donate` selects none of the states that are written."""
         if self.options.donate is not None:
             warn_of_idle_donation(self, to_predicate(self.options.donate), written)
 
     def is_donated(self, leaf: int, writes: Sequence[tuple[Any, ...]]) -> bool:
-        """Whether a leaf gives up its buffer: by the argument it is in, or by filter and if written."""
+        """Whether a leaf gives up its buffer: by its argument, or by filter if it is written."""
         options, signature = self.options, self.signature
         key_path = signature.layout.key_path_of_leaf[leaf]
         n = signature.n_args
@@ -64,7 +64,7 @@ class MappedFunction(FlatFunction):
             raise with_more(error, self._unmatched("state_in_axes", options.rules_in, states)) from None
 
     def unmatched(self, leaves: Sequence[Any], made: Sequence[tuple[Path, State]]) -> list[str]:
-        """What to say of filters that match no state: neither of a call, nor one that it made."""
+        """The messages for filters that match no state, neither of a call nor one that it made."""
         came = self._states(leaves)
         return [
             *self._unmatched("state_in_axes", self.options.rules_in, came),

@@ -1,4 +1,4 @@
-"""The options of a mapping, checked and told apart by value."""
+"""The options of a mapping, checked, and compared by value."""
 
 import dataclasses
 import functools as ft
@@ -24,10 +24,10 @@ POLICIES = ("raise", "warn", "ignore")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Options:
-    """The options of a mapping. Two are equal where their `key` is.
+    """The options of a mapping. Two are equal if their keys are.
 
-    `rules_in` and `rules_out` are the parsed axis specs. `infers` says that the mapping function tells
-    whether lanes agree on a value.
+    `rules_in` and `rules_out` are the parsed axis specs. `infers` says that the mapping function
+    can find out whether lanes agree on a value.
     """
 
     #: Options that are equal are the same: their key is exact.
@@ -55,7 +55,7 @@ class Options:
 
     @property
     def on_devices(self) -> bool:
-        """Whether each lane has a device."""
+        """Whether each lane has its own device."""
         return innermost(self.mapping_fn) is jax.pmap
 
     @property
@@ -64,7 +64,7 @@ class Options:
         return self.donate is not None or bool(self.donate_argnums)
 
     def replays(self, axis_size: int) -> bool:
-        """Whether the body is traced first and then run by an engine of its own."""
+        """Whether the body is traced first and then run by a separate engine."""
         return self.on_devices or (self.chunk_size is not None and self.chunk_size < axis_size)
 
     def prepare(self, traced: Any) -> Callable[..., list[Any]]:
@@ -75,7 +75,7 @@ class Options:
         return prepare_chunks(traced, self.chunk_size)
 
     def devices(self) -> tuple[int, int, int]:
-        """How many lanes fit on this process; and of how many processes it is which."""
+        """How many lanes fit on this process, the number of processes, and the index of this one."""
         return devices_of(self._all_kwargs()) if self.on_devices else (0, 1, 0)
 
     def _all_kwargs(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Options:
         return {**own, "unexpected_out_state_mapping": self.policy}
 
     def code(self, fn: str) -> str:
-        """The mapping of `fn` as code, with the options that are not the default."""
+        """The mapping of `fn` as code, with its non-default options."""
         options = [
             f"{name}={as_code(value)}"
             for name, value, default in (
@@ -142,8 +142,8 @@ def make_options(
 ) -> Options:
     """Check and parse the options of a mapping.
 
-    **Raises:** `ValueError` for an unknown policy and for an axis size that is none; `TypeError` for
-    an axis spec with a key that is no axis, or with a filter that is none, and for a name that is none.
+    **Raises:** `ValueError` for an unknown policy and for an invalid axis size; `TypeError` for an
+    axis spec with an invalid axis or filter, and for an invalid name.
     """
     if policy not in POLICIES:
         raise ValueError(
@@ -154,7 +154,7 @@ def make_options(
     check_name((mapping_kwargs or {}).get("spmd_axis_name"), "spmd_axis_name")
     if name is not None and not isinstance(name, str):
         raise TypeError(
-            f"name is what messages and profiles call the function, a string; got {name!r} of type "
+            f"name is the name of the function in messages and profiles, a string; got {name!r} of type "
             f"{type(name).__name__}. Write name='step'."
         )
     if axis_size is not None:
@@ -209,7 +209,7 @@ def make_options(
 
 
 def check_name(name: Any, option: str) -> None:
-    """Raise where an option that names an axis holds no name.
+    """Raise if an option that names an axis does not hold a name.
 
     **Raises:** `TypeError`.
     """
@@ -233,12 +233,12 @@ def _chunk_size(chunk_size: Any, axis_name: Any, mapping_fn: Any) -> int:
     if axis_name is not None:
         raise ValueError(
             f"chunk_size={chunk_size} and axis_name={axis_name!r} exclude each other: a collective over "
-            "the axis would see the lanes of one chunk only. Leave chunk_size out, or reduce the "
+            "the axis would see only the lanes of one chunk. Leave chunk_size out, or reduce the "
             "outputs after the call."
         )
     if innermost(mapping_fn) is not jax.vmap:
         raise ValueError(
-            "chunk_size is for jax.vmap as the mapping function. Leave chunk_size out, or map with "
+            "chunk_size needs jax.vmap as the mapping function. Leave chunk_size out, or map with "
             "ps.vmap2(f, chunk_size=64)."
         )
     return size
@@ -251,7 +251,7 @@ def innermost(mapping_fn: Any) -> Any:
 
 def _prefix_key(prefix: Any, option: str) -> Any:
     if isinstance(prefix, Mapping):
-        # By argument name; may mix what cannot be sorted.
+        # By argument name; the keys may be of types that cannot be sorted together.
         return tuple((name, _prefix_key(axes, option)) for name, axes in prefix.items())
     leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
     for leaf in leaves:

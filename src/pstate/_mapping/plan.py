@@ -1,4 +1,4 @@
-"""The plan: which leaf goes along which axis, and why.
+"""The plan: the axis of each leaf, and the reason.
 
 A state going in takes, in this order: the first rule of `state_in_axes` that matches; if it is a
 `NonBatchState` or a `SownState`, no axis; if it is a `RandomState` whose key, or keys, all lanes share,
@@ -24,7 +24,7 @@ from .prefixes import spread_in_axes
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """How a leaf goes in: its axis (`None`: the same for all lanes) and the reason.
+    """How a leaf goes in: its axis (`None`: the same in all lanes) and the reason.
 
     `ruled` says that a filter of `state_in_axes` gave it the axis.
     """
@@ -60,9 +60,9 @@ def plan_inputs(
 ) -> InPlan:
     """Decide how each leaf of a call goes in.
 
-    **Raises:** `ValueError` for an `in_axes` that does not fit the arguments, an axis that a leaf does
-    not have, sizes that disagree, and where there is nothing to take a size from; `BatchAxisError`
-    for an axis that a rule gave to a state that does not have it.
+    **Raises:** `ValueError` for an `in_axes` that does not fit the arguments, an axis that a leaf
+    does not have, sizes that disagree, and if there is nothing to take a size from;
+    `BatchAxisError` for an axis that a rule gives to a state that does not have it.
     """
     by_argument = spread_in_axes(signature, in_axes, described, leaves)
     inputs = [
@@ -124,13 +124,13 @@ def _refuse_axis(
     if slot is None:
         group, which = signature.argument(signature.layout.key_path_of_leaf[index])
         raise ValueError(
-            f"{said}, {got} and so no such axis. Broadcast it, or name an axis it has: "
+            f"{said}, {got} and so no such axis. Broadcast it, or name an axis that it has: "
             f"{broadcast_argument(group, which, signature.n_args)}."
         )
     if issubclass(slot.kind, RandomState):
         raise BatchAxisError(
-            f"{said}, {got}: one key, not a batch. Leave it out of state_in_axes, and each lane gets a "
-            "key of its own; or share it: state_in_axes={None: ps.RandomState}."
+            f"{said}, {got}: one key, not a batch. Leave it out of state_in_axes, and each lane gets "
+            "its own key; or share it: state_in_axes={None: ps.RandomState}."
         )
     raise BatchAxisError(
         f"{said}, {got} and so no such axis. Broadcast it with "
@@ -147,7 +147,7 @@ def _give_lanes(
     axis_size: int | None,
     described: Described,
 ) -> str:
-    """The line that gives a state, which should have lanes, the lanes of the call."""
+    """The line that gives the lanes of the call to a state that should have lanes."""
     axis = inputs[slot.start].axis
     assert axis is not None
     n = _lanes_meant(signature, leaves, inputs, axis_size)
@@ -160,14 +160,14 @@ def _give_lanes(
 
 
 def _size(leaf: Any, axis: int) -> int | None:
-    """The size of an axis; `None` where it is not there."""
+    """The size of an axis; `None` if it does not exist."""
     return leaf.shape[axis] if -len(leaf.shape) <= axis < len(leaf.shape) else None
 
 
 def _lanes_meant(
     signature: Signature, leaves: Sequence[Any], inputs: Sequence[Input], axis_size: int | None
 ) -> int | None:
-    """How many lanes a call means: as it says, or by its arrays, or by its states; `None` if unclear."""
+    """The intended number of lanes, by option, by arrays, or by states; `None` if it is unclear."""
     if axis_size is not None:
         return axis_size
     mapped = [
@@ -199,7 +199,7 @@ def _axis_size(
     if not sizes:
         raise ValueError(
             f"{described.fn} maps no array, so there is nothing to take the number of lanes from: "
-            f"{_no_arrays(signature)}. Name it: axis_size=4."
+            f"{_no_arrays(signature)}. Pass it: axis_size=4."
         )
     lines = [
         f"    {signature.place(signature.layout.key_path_of_leaf[i], described.names)}: shape "
@@ -218,7 +218,7 @@ def _axis_size(
 def _state_that_lacks_lanes(
     signature: Signature, leaves: Sequence[Any], inputs: Sequence[Input], axis_size: int | None
 ) -> Slot | None:
-    """The first state that a filter maps along an axis of another size, where all else agrees."""
+    """The first state that a filter maps along an axis of another size, if everything else agrees."""
     n = _lanes_meant(signature, leaves, inputs, axis_size)
     found: list[Slot] = []
     for leaf, given, slot in zip(leaves, inputs, signature.layout.slot_of_leaf, strict=True):
@@ -246,21 +246,21 @@ def _advice(
     if lacking is not None:
         place = signature.place(lacking.key_path, described.names)
         code = _give_lanes(signature, leaves, inputs, lacking, axis_size, described)
-        return f"To give each lane a `{place}` of its own, make its lane axis first: {code}."
+        return f"To give each lane its own `{place}`, make its lane axis first: {code}."
     if described.first_is_tree and signature.n_args > 1:
         tree = described.names[0] if described.names else "model"
         nones = ", ".join(["None"] + ["0"] * (signature.n_args - 1))
         return (
             f"To share `{tree}` among the lanes, broadcast it: in_axes=({nones}); or map the module "
-            f"itself, which is then not counted: ps.vmap2({tree})."
+            f"itself, which in_axes then leaves out: ps.vmap2({tree})."
         )
     if axis_size is not None:
         return "Leave axis_size out, or make the mapped axes agree with it."
-    return f"Broadcast what all lanes share: {with_none(0, signature.n_args)}."
+    return f"Broadcast the arguments that all lanes share: {with_none(0, signature.n_args)}."
 
 
 def first_argument_is_a_tree(signature: Signature, args: Sequence[Any]) -> bool:
-    """Whether argument 0 is a module that can be called, which people map by mistake."""
-    # By the structure of the call: to flatten the argument again would count as a read of its states.
+    """Whether argument 0 is a callable module, which is easily mapped by mistake."""
+    # By the structure of the call: flattening the argument again would count as a read of its states.
     arguments = signature.treedef.children()[ARGS].children()
     return bool(args) and callable(args[0]) and arguments[0].num_nodes > 1

@@ -14,7 +14,7 @@ def spread_in_axes(
     signature: Signature, in_axes: Any, described: Described, leaves: Sequence[Any]
 ) -> list[int | None]:
     """The axis of each leaf, by `in_axes` alone. The callable's own leaves are broadcast."""
-    # Only to be counted: a deferred leaf would be computed when its tree is taken apart.
+    # Only counted: taking its tree apart would compute a deferred leaf.
     known = [0 if type(leaf) is Deferred else leaf for leaf in leaves]
     _, args, kwargs = unflatten_frozen(signature.treedef, known)
     result: list[int | None] = [None] * len(leaves)
@@ -49,16 +49,14 @@ def _per_argument(
     if isinstance(in_axes, tuple | list):
         if len(in_axes) != n:
             extra = (
-                " The module that the function is bound to is not counted."
-                if signature.has_carrier
-                else ""
+                " Leave out the module that the function is bound to." if signature.has_carrier else ""
             )
-            # Usually it is the bound module that was counted.
+            # Usually the bound module was included by mistake.
             given = in_axes[1:] if signature.has_carrier and len(in_axes) == n + 1 else in_axes
             right = f"in_axes={tuple(given[i] if i < len(given) else 0 for i in range(n))}"
             raise ValueError(
-                f"in_axes={tuple(in_axes)} has {len(in_axes)} entries, and {described.fn} was called "
-                f"with {n} positional arguments.{extra} Give one entry to each: {right}."
+                f"in_axes={tuple(in_axes)} has {len(in_axes)} entries, but {described.fn} was called "
+                f"with {n} positional arguments.{extra} Give one entry for each: {right}."
             )
         return list(in_axes), {}
     raise TypeError(
@@ -81,7 +79,8 @@ def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None], start:
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"in_axes={spec!r} for `{name}` is no prefix of its structure, {jtu.tree_structure(arg)}: "
+            f"in_axes={spec!r} for `{name}` is not a prefix of its structure, "
+            f"{jtu.tree_structure(arg)}: "
             f"{error}. Give one axis for the whole argument, in_axes={{{name!r}: 0}}, or the axes "
             "that ps.axes(tree, {0: ...}) makes."
         ) from None
@@ -90,7 +89,7 @@ def _spread_one(spec: Any, arg: Any, name: str, result: list[int | None], start:
 def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
     """The axis of each leaf of an output, by the prefix `out_axes`.
 
-    **Raises:** `ValueError` where `out_axes` is no prefix of the output.
+    **Raises:** `ValueError` if `out_axes` is not a prefix of the output.
     """
     leaves, treedef = jtu.tree_flatten(out)
     result: list[int | None] = [None] * len(leaves)
@@ -100,7 +99,7 @@ def spread_out_axes(out: Any, out_axes: Any) -> list[int | None]:
         raise TypeError(f"out_axes are integers and None; {error}. Write out_axes=0.") from None
     except ValueError as error:
         raise ValueError(
-            f"out_axes={out_axes!r} is no prefix of the output's structure, {treedef}: {error}. Give "
+            f"out_axes={out_axes!r} is not a prefix of the output's structure, {treedef}: {error}. Give "
             "one axis for the whole output: out_axes=0."
         ) from None
     return result
@@ -113,9 +112,9 @@ def spread_prefix(
     start: int,
     axes_of: Callable[[Any, Sequence[Any]], list[Any]],
 ) -> None:
-    """Put the entries of a prefix into `result`, where the leaves of the tree stand from `start` on.
+    """Put the entries of a prefix into `result`, where the leaves of the tree begin at `start`.
 
-    `axes_of(entry, leaves)` gives the entry of each leaf below one of the prefix.
+    `axes_of(entry, leaves)` returns the entry of each leaf below an entry of the prefix.
     """
     position = start
 
@@ -125,12 +124,12 @@ def spread_prefix(
         result[position : position + len(axes)] = axes
         position += len(axes)
 
-    with unread():  # else a body that is being compiled would seem to capture the states
+    with unread():  # otherwise a body that is being compiled would seem to capture the states
         jtu.tree_map(assign, prefix, tree, is_leaf=lambda x: x is None)
 
 
 class _NoAxisError(Exception):
-    """An entry of a prefix that is no axis."""
+    """An entry of a prefix that is not an axis."""
 
 
 def _of_all_leaves(axis: Any, leaves: Sequence[Any]) -> list[int | None]:

@@ -1,9 +1,9 @@
-"""What can be learned inside a lane, through the rule of a `custom_vmap`.
+"""Probes: what can be found out inside a lane, through the rule of a `custom_vmap`.
 
 JAX calls the rule at the level of the mapping and says which operands differ between lanes. Every
-function here gets a *reference lane*, an array that is mapped for certain, so that the rule always
-fires at this mapping and at no other. Nothing here leaves an equation in the program, except the
-splitting of a key that a lane draws with.
+function here gets a *reference lane*, an array that is always mapped, so that the rule always fires
+at this mapping and at no other. Nothing here leaves an equation in the program, except the
+splitting of a key from which a lane draws.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from .._states.keys import split_for_lanes
 
 
 def which_differ(reference: Any, values: Sequence[Any]) -> list[bool]:
-    """For each value whether it may differ between lanes."""
+    """For each value, whether it may differ between lanes."""
     if not values:
         return []
     found: list[bool] = []
@@ -46,10 +46,10 @@ def lane_key(
 ) -> Any:
     """One key per lane, split from a key that all lanes share.
 
-    `keys = split(key, axis_size + 1)`; `keep` is given `keys[0]`, at the level outside the mapping,
-    and the lanes get the rest. Of a batch of keys each is split by itself. `needed` says that a lane
-    draws for certain. The key may be deferred itself: it is computed at that outer level too. `put` lays
-    the stacked keys where the lanes lie.
+    `keys = split(key, axis_size + 1)`; `keep` is called with `keys[0]`, at the level outside the
+    mapping, and the lanes get the rest. In a batch of keys, each is split by itself. `needed` says
+    that a lane certainly draws. The key itself may be deferred: then it is also computed at that
+    outer level. `put` shards the stacked keys like the lanes.
     """
 
     @custom_vmap
@@ -60,7 +60,7 @@ def lane_key(
     def rule(axis_size: int, in_batched: Any, reference: Any) -> Any:
         shared = key.value(needed) if type(key) is Deferred else key
         if not needed and checks_key_reuse():
-            # It may turn out that nobody draws; then the shared key has not been used.
+            # It may turn out that no lane draws; then the shared key has not been used.
             shared = jr.clone(shared)
         kept, own = split_for_lanes(shared, axis_size)
         keep(kept)

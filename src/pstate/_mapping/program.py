@@ -1,8 +1,8 @@
 """The program of a mapping: a flat function of arrays that runs the body once, in lanes.
 
-It is built from what a call's structure and static leaves say, and from the options of the mapping.
-Axes are planned when it runs, because they depend on shapes. Called directly it is inlined into
-whatever trace is running; called through `jax.jit` it is traced once for each set of shapes.
+It is built from a call's structure and static leaves, and from the options of the mapping. Axes are
+planned when it runs, because they depend on shapes. Called directly, it is inlined into whatever
+trace is running; called through `jax.jit`, it is traced once for each set of shapes.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Program(MappedFunction):
         return self._run(arrays, wants_rows=False)
 
     def explained(self, *arrays: Any) -> tuple[list[Any], Meta]:
-        """The same, with the rows of `explain`, which a usual run would build for nothing."""
+        """The same, with the rows of `explain`, which an ordinary run does not need."""
         return self._run(arrays, wants_rows=True)
 
     def replay(self, leaves: list[Any]) -> Replay:

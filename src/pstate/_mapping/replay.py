@@ -1,8 +1,8 @@
-"""A body traced once, for one lane, and then run by an engine of its own.
+"""A body traced once, for one lane, and then run by a separate engine.
 
-`jax.pmap` and a loop over chunks cannot say whether lanes differ, and the body must still run once. So
-it is traced to a jaxpr for one lane; the jaxpr is pushed through `jax.vmap` abstractly, where each
-output says whether it differs between lanes; and the same jaxpr is run by the engine.
+`jax.pmap` and a loop over chunks cannot say whether lanes differ, but the body must run only once.
+So it is traced to a jaxpr for one lane; an abstract `jax.vmap` of the jaxpr finds out which outputs
+differ between lanes; and the engine runs the same jaxpr.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,23 +37,24 @@ class Replay(Lanes):
     ):
         super().__init__(mapped, leaves, plan, wants_rows)
         self.drawn: dict[int, None] = {}
-        #: All lanes, those of other processes included.
+        #: All lanes, including those of other processes.
         n_devices, n_processes, self._process = self.options.devices()
         if self.options.on_devices and plan.axis_size > n_devices:
             raise ValueError(
-                f"{mapped.described.fn} maps {plan.axis_size} lanes, a device for each, and there are "
+                f"{mapped.described.fn} maps {plan.axis_size} lanes, one per device, but there are "
                 f"{n_devices} devices. Map fewer lanes, or map on one device: ps.vmap2."
             )
         if self.options.on_devices and local.on_devices and not NESTED_PMAP:
             raise NotImplementedError(
-                f"{mapped.described.fn} is called in the body of another mapping over devices, and "
-                "this version of JAX runs no jax.pmap inside another. Map the inner lanes on the device "
-                "that they are on: ps.vmap2."
+                f"{mapped.described.fn} is called in the body of another mapping over devices, but "
+                "this version of JAX cannot run one jax.pmap inside another. Map the inner lanes on the "
+                "device that they are on: ps.vmap2."
             )
         if self.options.on_devices and manual_axes():
             raise NotImplementedError(
-                f"{mapped.described.fn} is called in the body of a mapping over shards, and JAX runs no "
-                "jax.pmap inside jax.shard_map. Map the lanes on the devices of their shard: ps.vmap2."
+                f"{mapped.described.fn} is called in the body of a mapping over shards, but JAX cannot "
+                "run jax.pmap inside jax.shard_map. Map the lanes on the devices of their shard: "
+                "ps.vmap2."
             )
         self.n_lanes = plan.axis_size * n_processes
         self.axis_name = self.options.axis_name
@@ -65,12 +66,12 @@ class Replay(Lanes):
 
     @property
     def n_local(self) -> int:
-        """How many lanes this process runs."""
+        """The number of lanes that this process runs."""
         return self.plan.axis_size
 
     @property
     def out_axes(self) -> list[int | None]:
-        """Where the lanes go, for each output of the jaxpr; `None` for what is the same in all."""
+        """Where the lanes go, for each output of the jaxpr; `None` if it is the same in all."""
         return [leaf.axis for leaf in self.leaving]
 
     def example(self) -> list[Any]:
@@ -78,13 +79,13 @@ class Replay(Lanes):
         return self.operands()
 
     def key_impls(self) -> list[Any]:
-        """The implementations of the typed keys that are split; `None` for raw ones."""
+        """The implementations of the typed keys that are split; `None` for raw keys."""
         keys = [self.leaves[slot.start] for slot in self.split]
         keys = [key.value() if type(key) is Deferred else key for key in keys]
         return [jr.key_impl(key) if is_typed_key(key) else None for key in keys]
 
     def donated(self) -> frozenset[int]:
-        """Which operands give up their buffers, by position among those that are passed."""
+        """The operands that give up their buffers, by position among those that are passed."""
         self.mapped.warn_of_idle_donation([index for index, _, _ in self.found.writes])
         return frozenset(
             position
@@ -106,7 +107,7 @@ class Replay(Lanes):
         if not STRUCTS_VARY and any(map(varies_over, passed)):
             raise NotImplementedError(
                 f"{self.mapped.described.fn} is called in jax.shard_map on values that vary over the "
-                "mesh, and this version of JAX does not trace a chunk for them. Leave chunk_size out, "
+                "mesh, but this version of JAX cannot trace a chunk for them. Leave chunk_size out, "
                 "or pass check_vma=False to jax.shard_map."
             )
         avals = _avals(passed)
@@ -135,7 +136,7 @@ class Replay(Lanes):
         finally:
             local.on_devices = outer
         run, outputs, self.out_impls = found
-        for index in self.drawn:  # not before: a key that is deferred itself is not of the lane's trace
+        for index in self.drawn:  # not earlier: a key that is itself deferred has another trace
             Lanes.mark(self, index, True)
         self._settle(outputs, lanes, keys)
         self.found: Meta = self.meta(run, outputs)
@@ -153,7 +154,7 @@ class Replay(Lanes):
         mapped = jax.vmap(
             probe, in_axes=(0, self.in_axes(), 0), axis_name=self.axis_name, axis_size=self.n_lanes
         )
-        # Sizes of all processes together, for which the body was traced.
+        # The sizes for all processes together, for which the body was traced.
         whole = [
             _stacked_aval(a, axis, self.n_lanes) for a, axis in zip(lanes, self.in_axes(), strict=True)
         ]
@@ -188,7 +189,7 @@ class Replay(Lanes):
         return arrays, self.found
 
     def prepare(self) -> Callable[..., list[Any]]:
-        """The engine. After this, the leaves with which the body was traced are let go."""
+        """The engine. After this, the leaves with which the body was traced are released."""
         engine = self._engine
         if engine is None:
             engine = self._engine = self.options.prepare(self)
@@ -196,7 +197,7 @@ class Replay(Lanes):
         return engine
 
     def _split_keys(self, leaves: Sequence[Any]) -> tuple[dict[int, Any], list[Any]]:
-        """What remains of each split key, and the keys of this process's lanes."""
+        """The remainder of each split key, and the keys of this process's lanes."""
         kept: dict[int, Any] = {}
         keys: list[Any] = []
         n = self.plan.axis_size
@@ -208,13 +209,13 @@ class Replay(Lanes):
                 kept[slot.index], split = split_for_lanes(shared, self.n_lanes)
                 keys.append(split[first : first + n])
             else:
-                # Nothing is drawn from it, so that any keys will do; these cost nothing.
+                # Nothing is drawn from it, so any keys will do; these cost nothing.
                 keys.append(jnp.empty((n, *key.shape), key.dtype))
         return kept, keys
 
 
 def forget_values(run: Run, outputs: Any) -> None:
-    """Keep the types of what a run gave. The values are tracers, and their trace is about to end."""
+    """Keep only the types of the results of a run: their values are tracers of a trace that ends."""
     for leaf in outputs.all_leaving():
         leaf.value = _type(leaf.value)
     run.out = jtu.tree_map(_type, run.out)
@@ -234,7 +235,7 @@ def _avals(leaves: list[Any]) -> list[Any]:
 
 
 def _as_aval(leaf: Any) -> Any:
-    # A key that is deferred itself belongs to lanes around these, and has no type of its own yet.
+    # A key that is itself deferred belongs to lanes around these, and has no type yet.
     varying = {} if type(leaf) is Deferred else manual_type(leaf, len(leaf.shape))
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, **varying)
 

@@ -13,7 +13,7 @@ from .mapped_function import MappedFunction
 def run_lane(program: MappedFunction, leaves: Sequence[Any], index: int) -> Run:
     """Run lane `index` of a mapping on the leaves of a call.
 
-    **Raises:** `IndexError` for a lane that is not there.
+    **Raises:** `IndexError` for a lane that does not exist.
     """
     leaves = [x.get() if type(x) is Deferred else x for x in leaves]
     plan = program.plan(leaves)

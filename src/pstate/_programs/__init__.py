@@ -1,4 +1,4 @@
-"""Compiled programs, and how a call finds its own.
+"""Compiled programs, and how a call finds its program.
 
 A *program* is a flat function of a call's operands; an *entry* compiles and runs it. It belongs to
 the anchor of the callable and to a key: options, structure, static leaves, what the function's names

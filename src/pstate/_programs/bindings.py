@@ -1,9 +1,9 @@
-"""What the names in a function are bound to, outside its arguments: a compiled program depends on it.
+"""The objects that names in a function are bound to: a compiled program depends on them.
 
-Bindings are followed into *helpers*: functions and classes that a name leads to, and those that they
-lead to in turn, in whatever module of the program they stand. *Libraries*, which are installed, are not
-part of the program; of a library's function only what it holds is followed, such as a function that it
-decorates.
+Bindings are followed into *helpers*: functions and classes that a name refers to, and those that
+they refer to in turn, in any module of the program. *Libraries*, which are installed, are not part
+of the program; for a library's function only the objects that it holds are followed, such as a
+function that it decorates.
 """
 
 import dis
@@ -18,7 +18,7 @@ from .._calls.callables import Wrapper, anchors_of
 
 
 def bindings(function: Any) -> tuple[Any, ...]:
-    """What the names in a function, and in its helpers, are bound to, outside their own arguments.
+    """The objects that the names in a function and in its helpers are bound to, except arguments.
 
     >>> scale = 2.0
     >>> bindings(lambda x: x * scale)[0]
@@ -42,7 +42,7 @@ def bindings(function: Any) -> tuple[Any, ...]:
 
 
 def _helpers(value: Any) -> Iterator[Any]:
-    """The functions or classes that a name leads to. `None` stands for what is none."""
+    """The functions or classes that a name refers to. `None` stands for anything else."""
     if isinstance(value, types.FunctionType | type):
         yield value
         return
@@ -72,7 +72,7 @@ def _is_library(package: str) -> bool:
 
 
 def _own(function: Any) -> Iterator[Any]:
-    """What the names in this function alone are bound to."""
+    """The objects that the names in this function alone are bound to."""
     if isinstance(function, type):
         # Calling a class runs these.
         for name in ("__init__", "__post_init__"):
@@ -94,7 +94,7 @@ def _own(function: Any) -> Iterator[Any]:
 
 
 def _held(function: Any) -> Iterator[Any]:
-    """What the closure and the defaults of a function hold."""
+    """The objects that the closure and the defaults of a function hold."""
     for cell in getattr(function, "__closure__", None) or ():
         try:
             yield cell.cell_contents
@@ -106,7 +106,7 @@ def _held(function: Any) -> Iterator[Any]:
 
 @ft.lru_cache(maxsize=4096)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that code reads, in comprehensions and lambdas inside it too."""
+    """The global names that code reads, also in comprehensions and lambdas inside it."""
     own = (i.argval for i in dis.get_instructions(code) if i.opname in _READS)
     inner = (name for c in code.co_consts if isinstance(c, types.CodeType) for name in _globals_of(c))
     return tuple(dict.fromkeys((*own, *inner)))

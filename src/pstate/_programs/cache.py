@@ -1,11 +1,11 @@
-"""Compiled programs, by what they were compiled from.
+"""A cache of compiled programs.
 
-Programs belong to the *anchor*, the plain function at the heart of a callable, and to a key; the
-wrapper around it may be made anew on each call. What the anchor's closure, defaults and directly named
-globals are bound to is part of the key, by identity: a rebound name is noticed. What changes in place is
-not, as under `jax.jit`.
+Programs belong to the *anchor*, the plain innermost function of a callable, and to a key; the
+wrapper around it may be made again on each call. The objects that the anchor's closure, defaults
+and directly named globals are bound to are part of the key, by identity: a rebound name is noticed.
+A change in place is not, as under `jax.jit`.
 
-Programs hold their anchor weakly, and the table holds the anchor weakly: both go together.
+Programs hold their anchor weakly, and the table holds the anchor weakly: both are dropped together.
 """
 
 import threading
@@ -35,7 +35,7 @@ class Programs:
     def get(
         self, anchor: Any, key: Hashable, make: Callable[[], Entry], others: Sequence[Any] = ()
     ) -> Entry:
-        """The program of a function for a key, made where there is none.
+        """The program of a function for a key, made if there is none.
 
         `others` are more functions that are part of the program.
         """
@@ -64,8 +64,8 @@ class Programs:
 
     def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
         if isinstance(anchor, types.FunctionType):
-            # On the function itself: a closure that leads back to it, as a lambda in a method has, is
-            # then a cycle that the garbage collector sees through.
+            # On the function itself: then a closure that leads back to it, such as that of a lambda in
+            # a method, is a cycle that the garbage collector can collect.
             own = anchor.__dict__.get(_OWN)
             if own is None or own.function() is not anchor:  # functools.wraps copies what it finds
                 own = anchor.__dict__[_OWN] = _Own(anchor)
@@ -91,7 +91,7 @@ class _Own:
 
 
 def _reference(anchor: Any, table: dict[int, Any]) -> Callable[[], Any]:
-    """A reference that clears its place in the table; strong for builtins and the like."""
+    """A reference that clears its entry in the table; a strong one for builtins and similar."""
     identity = id(anchor)
     try:
         return weakref.ref(anchor, lambda _: table.pop(identity, None))

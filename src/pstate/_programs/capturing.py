@@ -1,4 +1,4 @@
-"""Noticing that a body which is being compiled reads a state that it did not receive."""
+"""Noticing that a body being compiled reads a state that it did not receive."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from .._states.threads import Watch, local
 
 
 class Captured(Exception):  # noqa: N818 (never leaves the package)
-    """A body that was being compiled read a state that is no argument."""
+    """A body that was being compiled read a state that is not an argument."""
 
     def __init__(self, shown: str):
         super().__init__(shown)
@@ -36,7 +36,7 @@ def watched(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def captured_message(fn: str, shown: str, advice: str = "") -> str:
-    """What to say of a captured state in a body that is compiled for certain."""
+    """The message for a captured state in a body that is always compiled."""
     return (
         f"{fn} reads the state {shown}, which did not come in through its arguments. Compiled, it would "
         "keep the value that the state has now and go stale. Pass the tree that holds the state as an "

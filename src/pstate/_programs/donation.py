@@ -1,7 +1,8 @@
-"""Whose buffers a compiled call gives up.
+"""Which buffers a compiled call gives up.
 
-A buffer is given up by filter where its state is overwritten, and by argument where nobody goes on with
-the argument. So which ones those are is learned from the trace, before anything is compiled.
+Donation by filter gives up the buffer of a state that is overwritten; donation by argument gives up
+an argument that is not used afterwards. So the buffers are only known after the trace, before
+anything is compiled.
 """
 
 import dataclasses
@@ -26,9 +27,9 @@ Argument = tuple[int, Any]
 
 @dataclasses.dataclass(eq=False)
 class Donation(FlatFunction):
-    """A function of calls of one structure that may give up buffers, by filter and by argument.
+    """A function for calls of one structure that may give up buffers, by filter and by argument.
 
-    `keeps_shardings` says that a written state goes back to where it came from.
+    `keeps_shardings` says that a written state goes back to the sharding that it came with.
     """
 
     keeps_shardings: ClassVar[bool] = False
@@ -46,8 +47,8 @@ class Donation(FlatFunction):
     ) -> tuple[int, ...]:
         """Which operands give up their buffers.
 
-        `note` and `outs` are what a trace of the function returns; somebody goes on with the `kept`
-        arguments, so that of these only what is overwritten can be given up.
+        `note` and `outs` are what a trace of the function returns; the `kept` arguments are used
+        afterwards, so only their overwritten buffers can be given up.
         """
         supply = iter(outs[len(outs) - sum(count for _, _, count in note.writes) :])
         written = {index: [next(supply) for _ in range(count)] for index, _, count in note.writes}
@@ -64,7 +65,7 @@ class Donation(FlatFunction):
         )
 
     def by_argument(self) -> set[Argument]:
-        """The arguments that give up their buffers, whether or not somebody goes on with them."""
+        """The arguments that give up their buffers, whether or not they are used afterwards."""
         n = self.signature.n_args
         for number in self.donate_argnums:
             if not -n <= number < n:
@@ -103,7 +104,7 @@ class Donation(FlatFunction):
 
 
 def warn_of_idle_donation(function: FlatFunction, donate: Any, written: Collection[int]) -> None:
-    """Warn where a filter selects none of the states that a function writes, and so donates nothing."""
+    """Warn if a filter selects none of the states that a function writes, and so donates nothing."""
     signature = function.signature
     slots = signature.layout.slots
     if donate is None or any(donate(signature.path(i), slots[i].empty()) for i in written):
@@ -122,7 +123,7 @@ def _same_type(a: Any, b: Any) -> bool:
 
 
 def kept_arguments(call: Call, contract: Contract | None) -> frozenset[Argument]:
-    """The arguments that somebody goes on with: those that `pure` gives back, and the live ones."""
+    """The arguments that are used afterwards: those that `pure` gives back, and the live ones."""
     given = frozenset() if contract is None else frozenset(contract.arguments)
     if not call.is_live:
         return given
@@ -132,7 +133,7 @@ def kept_arguments(call: Call, contract: Contract | None) -> frozenset[Argument]
 
 
 def with_buffers_of_their_own(arrays: list[Any], donated: Sequence[int]) -> list[Any]:
-    """The operands, with copies of those donated buffers that stand at a second place too."""
+    """The operands, with copies of those donated buffers that are also at a second place."""
     buffers = list(map(_buffer, arrays)) if donated else []
     if len(set(buffers)) == len(buffers):
         return arrays
@@ -145,7 +146,7 @@ def with_buffers_of_their_own(arrays: list[Any], donated: Sequence[int]) -> list
 
 
 def _buffer(array: Any) -> Any:
-    """What tells buffers apart: two arrays may share one, after a `jax.device_put`, say."""
+    """A key for a buffer: two arrays may share one, for example after a `jax.device_put`."""
     try:
         return "at", array.unsafe_buffer_pointer()
     except (AttributeError, RuntimeError, TypeError, ValueError, NotImplementedError):

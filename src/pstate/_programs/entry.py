@@ -14,7 +14,8 @@ from .runtime_errors import CompiledFunction
 class Entry:
     """A compiled program of an eager mapping.
 
-    A program that reads captured states runs uncompiled, so that what it reads is never stale.
+    A program that reads captured states runs uncompiled, so the values that it reads are never
+    stale.
     """
 
     def __init__(self, program: Any, name: str, advice: str):
@@ -25,7 +26,7 @@ class Entry:
         self._compiled = CompiledFunction(self.jitted)
 
     def jaxpr(self, avals: Sequence[Any]) -> Any:
-        """The program; a call that ran is not traced again."""
+        """The program; a call that has run is not traced again."""
         return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
 
     def lower(self, avals: Sequence[Any]) -> Any:
@@ -47,9 +48,9 @@ class Entry:
             except Captured as captured:
                 self.uncompiled = True
                 warn(
-                    f"{self.program.described.fn} reads the state {captured.shown}, which is no "
-                    "argument. Compiled, it would keep the value that the state has now; therefore it "
-                    f"runs uncompiled, which is slow. {self.advice}",
+                    f"{self.program.described.fn} reads the state {captured.shown}, which is not an "
+                    "argument. Compiled, it would keep the value that the state has now, so it runs "
+                    f"uncompiled, which is slow. {self.advice}",
                     CapturedStateWarning,
                 )
         return self.program(*arrays)

@@ -1,7 +1,7 @@
-"""The shortest way through a compiled call: one packed tree in, the same packed tree out.
+"""The fast path through a compiled call: one packed tree in, the same packed tree out.
 
-Nothing is taken apart but the other arguments, and the new leaves are picked out of what came in and
-what the compiled call returned by one lookup.
+Only the other arguments are taken apart, and one lookup picks the new leaves from those that came
+in and those that the compiled call returned.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from .._trees.packed import Packed
 class PackedProgram:
     """A compiled function whose argument 0 is packed, and holds all states of the call.
 
-    `general` says that the call does not fit, and goes the usual way.
+    `general` says that the call does not fit, and takes the usual path.
     """
 
     entry: Any
@@ -35,7 +35,7 @@ class PackedProgram:
         return [*(kinds.operands(packed.leaves) if kinds.statics else packed.leaves), *rest]
 
     def plan(self, note: Note, packed: Packed[Any]) -> "_Plan | None":
-        """How the results of the compiled call are put together; `None` where not in this way."""
+        """How the results of the compiled call are put together; `None` if not in this way."""
         try:
             return self._plans[id(note)]
         except KeyError:
@@ -45,7 +45,7 @@ class PackedProgram:
 
 @dataclasses.dataclass(eq=False)
 class _Plan:
-    """How the new leaves are picked out of the old ones and the arrays. Keeps its note alive."""
+    """How the new leaves are picked from the old ones and the arrays. Keeps its note alive."""
 
     note: Note
     single: bool

@@ -1,4 +1,4 @@
-"""Noticing that a Python number keeps changing, so that each call compiles a program of its own."""
+"""Noticing that a Python number keeps changing, so that each call compiles another program."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from .._ground.errors import RecompilationWarning
 from .._states.messages import warn
 
 
-#: How many values a number may take before a warning says that each is a program.
+#: How many values a number may take before a warning says that each compiles a program.
 MANY_VALUES = 5
 
 
@@ -17,8 +17,9 @@ def warn_of_recompilation(
 ) -> None:
     """Warn, once for each number, when it has taken many values.
 
-    `statics` are the keys of the static leaves of a call that is about to be compiled, `(index, key)`
-    each; `earlier` are those of the programs that the same function has for calls of this structure.
+    `statics` are the keys of the static leaves of a call that is about to be compiled, as
+    `(index, key)`; `earlier` are those of the programs that the same function has for calls of this
+    structure.
     """
     for position, (index, key) in enumerate(statics):
         if key[0] not in (int, float, complex):
@@ -35,7 +36,7 @@ def warn_of_recompilation(
             place = call.signature.place(call.signature.layout.key_path_of_leaf[index], call.names)
             warn(
                 f"`{place}` is a Python number and has had {MANY_VALUES} values: {fn_code} compiled a "
-                "program for each, since what is no array is part of the program. Pass an array: "
+                "program for each, since a non-array argument is part of the program. Pass an array: "
                 f"jnp.asarray({call.leaves[index]!r}).",
                 RecompilationWarning,
             )

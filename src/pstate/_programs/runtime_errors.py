@@ -1,9 +1,9 @@
 """Errors that a compiled program raises while it runs, as `eqx.filter_jit` shows them.
 
-`eqx.error_if`, and what is built on it, such as Diffrax, raises from a callback of the running program.
-JAX wraps that into an error of its own, with the traceback of the callback as text, and on devices that
-run ahead raises it wherever the result is looked at. `eqx.filter_jit` waits for the program and gives
-the message and the line of `eqx.error_if`; so do the programs here.
+`eqx.error_if`, and libraries that use it, such as Diffrax, raise from a callback of the running
+program. JAX wraps that in its own error, with the traceback of the callback as text, and on
+asynchronous devices raises it where the result is first used. `eqx.filter_jit` waits for the
+program and shows the message and the line of `eqx.error_if`; so do the programs here.
 """
 
 import logging
@@ -18,14 +18,14 @@ import jax
 from .._ground.tracebacks import PACKAGE, shows_own_frames
 
 
-#: What runs callbacks on the host, by the names of JAX's primitives.
+#: The names of JAX's primitives that run callbacks on the host.
 _CALLBACKS = {"pure_callback", "io_callback"}
 
 
 class CompiledFunction:
-    """A compiled function, which waits for its end where it may fail on the way.
+    """A compiled function that waits for its results if it may fail on the way.
 
-    `call` is what to call. It is looked into at the first call: the trace serves that call too.
+    `call` is what to call. At the first call its trace is inspected, and then used for that call.
     """
 
     __slots__ = ("call", "jitted")
@@ -44,9 +44,9 @@ class CompiledFunction:
 
 
 def awaited(run: Callable[[], Any]) -> Any:
-    """What a program with callbacks gives, when it is done.
+    """The results of a program with callbacks, once it has finished.
 
-    **Raises:** what `eqx.filter_jit` raises where `eqx.error_if` stopped the program.
+    **Raises:** what `eqx.filter_jit` raises if `eqx.error_if` stopped the program.
     """
     try:
         with _quiet_callbacks():
@@ -55,11 +55,11 @@ def awaited(run: Callable[[], Any]) -> Any:
         shown = _as_equinox_shows(error)
         if shown is None:
             raise
-    raise shown  # outside of the handler, so that JAX's error is no part of it
+    raise shown  # outside the handler, so that JAX's error is not part of it
 
 
 def has_callback(jaxpr: Any) -> bool:
-    """Whether a program calls the host back and may hear of an error there."""
+    """Whether a program calls back to the host, which may raise an error."""
     return any(eqn.primitive.name in _CALLBACKS for eqn in _equations(jaxpr))
 
 
@@ -93,13 +93,13 @@ def _as_equinox_shows(error: Exception) -> Exception | None:
     return None
 
 
-#: A frame of the package in a traceback that is text: the line of its place, and the code below.
+#: A frame of the package in a textual traceback: the line with its place, and the code below.
 _OWN_FRAME = re.compile(rf'^  File "{re.escape(PACKAGE)}.*\n(?:    .*\n)*', re.M)
 
 
 @contextmanager
 def _quiet_callbacks() -> Iterator[None]:
-    """While this lasts JAX does not also log that a callback failed."""
+    """Inside this context JAX does not also log that a callback failed."""
     loggers = [logging.getLogger(name) for name in _callback_loggers()]
     for logger in loggers:
         logger.addFilter(_is_no_failed_callback)

@@ -1,11 +1,11 @@
-"""Over which mesh axes the outputs of a traced body may differ.
+"""The mesh axes over which the outputs of a traced body may differ.
 
-A value differs along a mesh axis where it was computed from something that does, or from the place
-along that axis; a reduction over the axis makes it the same again. `flow` follows that through the
-equations of a program, once, and never says "the same" of what may differ. It knows what holds other
-programs, and takes the rest for the worst. The rules of `jax.vmap` are not asked: they say what becomes
-of lanes, and a rule of the user's, a callback, or `unvmap_any` of Equinox, may give all lanes one value
-where each shard has its own.
+A value differs along a mesh axis if it was computed from something that does, or from the index
+along that axis; a reduction over the axis makes it the same again. `flow` follows this through the
+equations of a program, once, and never says "the same" about a value that may differ. It knows the
+primitives that hold other programs, and assumes the worst for the rest. The rules of `jax.vmap` are
+not used: they say what happens to lanes, and a user's rule, a callback, or Equinox's `unvmap_any`
+may give all lanes one value where each shard has its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,14 +36,14 @@ _CALLS = frozenset(
 )
 #: Collectives whose result is the same in all shards along their axes.
 _REDUCTIONS = frozenset({"all_gather", "pmax", "pmin", "psum"})
-#: What gives other numbers on each device, and says nothing of it.
+#: Primitives that give different numbers on each device without saying so.
 _IMPURE = frozenset({"rng_uniform"})
 
 
 def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
-    """For each output of a program the mesh axes, among `names`, over which it may differ.
+    """For each output of a program, the mesh axes among `names` over which it may differ.
 
-    `inputs` says it of the inputs.
+    `inputs` says the same for the inputs.
     """
     found: dict[Any, Axes] = dict(zip(jaxpr.invars, inputs, strict=True))
     of = lambda v: _NONE if isinstance(v, Literal) else found.get(v, _NONE)
@@ -54,9 +54,9 @@ def flow(jaxpr: Jaxpr, inputs: Sequence[Axes], names: Axes) -> list[Axes]:
 
 
 def _through(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
-    """What an equation makes of the axes over which its inputs differ."""
+    """The axes over which the outputs of an equation differ, given those of its inputs."""
     name, params, n = eqn.primitive.name, eqn.params, len(eqn.outvars)
-    if n == 1 and not params and not eqn.effects:  # most of all: `add` and its like
+    if n == 1 and not params and not eqn.effects:  # most equations: `add` and similar ones
         return [_union(ins)] * n
     inside = [one for value in params.values() for one in _programs_in(value)]
     if name in _CALLS and len(inside) == 1 and len(inside[0].invars) == len(ins):
@@ -88,7 +88,7 @@ def _through_while(params: Mapping[str, Any], ins: list[Axes], names: Axes) -> l
     while True:
         (again,) = flow(params["cond_jaxpr"].jaxpr, [*cond, *carry], names)
         new = flow(params["body_jaxpr"].jaxpr, [*body, *carry], names)
-        # Where shards disagree on when to stop, everything that the loop carries differs.
+        # If shards disagree on when to stop, everything that the loop carries differs.
         new = [old | one | again for old, one in zip(carry, new, strict=True)]
         if new == carry:
             return carry
@@ -97,8 +97,8 @@ def _through_while(params: Mapping[str, Any], ins: list[Axes], names: Axes) -> l
 
 def _through_scan(eqn: Any, ins: list[Axes], names: Axes) -> list[Axes]:
     (body,) = _programs_in(eqn.params["jaxpr"])
-    # Counted, since how the parameters say it depends on JAX: what is scanned, and what each step
-    # gives, has an axis less inside; the rest has the same.
+    # Counted, since the parameters depend on JAX's version: scanned inputs, and the outputs of each
+    # step, have one axis less inside; the rest has the same.
     n_carry = sum(map(_same_ndim, eqn.outvars, body.outvars))
     n_xs = len(ins) - sum(map(_same_ndim, eqn.invars, body.invars))
     n_consts = len(ins) - n_carry - n_xs
@@ -124,7 +124,7 @@ def _through_linear_solve(params: Mapping[str, Any], ins: list[Axes], names: Axe
 
 
 def _mentions(jaxpr: Jaxpr, names: Axes) -> bool:
-    """Whether a program can make differ what is the same: it names an axis, or has an effect."""
+    """Whether a program can make equal values differ: it names an axis, or has an effect."""
     for eqn in jaxpr.eqns:
         inside = [one for value in eqn.params.values() for one in _programs_in(value)]
         if _is_impure(eqn) or not names.isdisjoint(_tokens(eqn.params.values())):

@@ -1,4 +1,4 @@
-"""The plan of a call over shards as a table, for people."""
+"""The plan of a call over shards, as a table."""
 
 from collections.abc import Sequence
 from typing import Any

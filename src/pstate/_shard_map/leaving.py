@@ -1,9 +1,9 @@
-"""What leaves a shard, and by which spec.
+"""The values that leave a shard, and by which spec.
 
-A written state goes back by the first rule of `state_out_specs` that matches; else by the spec
-that it came in by. States that stand in the output take `state_out_specs`, then their kind
-(`NonBatchState`), then `out_specs`. A mesh axis that a spec does not name is one along which the
-value leaves as the same.
+A written state goes back by the first rule of `state_out_specs` that matches; otherwise by the spec
+that it came in by. States in the output follow `state_out_specs`, then their kind
+(`NonBatchState`), then `out_specs`. Along a mesh axis that a spec does not name, the value leaves
+as the same.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from .plan import ShardPlan, spread_out_specs
 class ShardLeaving:
     """An array that leaves a shard by a spec, and why.
 
-    `placed` gives what messages call it; `kind` is that of a state, `None` where it is no state.
+    `placed` returns its name in messages; `kind` is that of a state, `None` for other arrays.
     """
 
     value: Any
@@ -50,12 +50,12 @@ class ShardLeaving:
 
     @property
     def axis(self) -> str:
-        """The spec for people to read."""
+        """The spec, as text."""
         return "refused" if self.refused else as_code(self.spec)
 
     @property
     def place(self) -> str:
-        """The array as messages call it."""
+        """The name of the array in messages."""
         return self.placed() if self.kind is None else f"{self.placed()} ({self.kind.__name__})"
 
     @property
@@ -65,7 +65,7 @@ class ShardLeaving:
 
 
 class ShardOutputs:
-    """What leaves the shards: the arrays of the output, and the written states."""
+    """The values that leave the shards: the arrays of the output, and the written states."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ShardOutputs:
         self._run = run
         self._split = split
         self._lines = lines
-        #: What would raise; only where `lenient` says to go on, as `explain` does.
+        #: The errors that would be raised; only if `lenient` says to continue, as `explain` does.
         self.problems: list[str] = []
         self._lenient = lenient
         try:
@@ -99,9 +99,9 @@ class ShardOutputs:
         return self.leaving + [leaf for state in self.written for leaf in state.leaves]
 
     def settle(self, differ: Sequence[frozenset[str]]) -> None:
-        """Refuse what leaves as the same along a mesh axis and may differ there; warn of typos.
+        """Refuse values that leave as the same along a mesh axis but may differ; warn about typos.
 
-        `differ` says for each array that leaves along which mesh axes it may.
+        `differ` says for each array that leaves along which mesh axes it may differ.
 
         **Raises:** `BatchAxisError`.
         """
@@ -191,7 +191,7 @@ class ShardOutputs:
             fix = "value = value[None]" if not shape else f"of {len(leaf.spec)} axes or more"
             raise BatchAxisError(
                 f"{leaf.place} leaves by {as_code(leaf.spec)} ({leaf.reason}), which puts the shards "
-                f"on axis {len(leaf.spec) - 1}, and a shard's value has shape {shape}. Give the value "
+                f"on axis {len(leaf.spec) - 1}, but a shard's value has shape {shape}. Give the value "
                 f"that axis: {fix}; or reduce it, value = jax.lax.pmean(value, "
                 f"{names_in(leaf.spec)[0]!r}), and let it leave by P()."
             )
@@ -211,8 +211,8 @@ class ShardOutputs:
         rule = self._match(self._signature.path(index), slot.state(self._leaves))
         soft = index not in self._run.writes
         if soft or (index in self._split and (rule is None or not rule.spec)):
-            # Whatever shards draw, the state keeps keys[0]. A key that shards only read has been split
-            # all the same, and must not be used again.
+            # Whatever the shards draw, the state keeps keys[0]. A key that shards only read has
+            # still been split, and must not be used again.
             return Written(index, slot.treedef, [], "keys[0] of the split", kept=True, soft=soft)
         leaves, treedef = jtu.tree_flatten(self._run.writes[index])
         if rule is not None:
@@ -231,7 +231,7 @@ class ShardOutputs:
         return Written(index, treedef, leaving, reason)
 
     def _check_shapes(self, slot: Slot, treedef: Any, leaving: Sequence[ShardLeaving]) -> None:
-        """Refuse a block that changed its shape, and so is no block of what came in."""
+        """Refuse a block whose shape has changed, so that it is not a block of the old value."""
         if treedef != slot.treedef:
             return  # another value on purpose
         for leaf, old in zip(leaving, self._leaves[slot.start : slot.stop], strict=True):
@@ -240,8 +240,8 @@ class ShardOutputs:
             if leaf.spec and shape != block and not self._lenient:
                 raise BatchAxisError(
                     f"{leaf.place} came in by {as_code(leaf.spec)} with shape {block} in each shard, "
-                    f"and was written with shape {shape}. Write a value of the shape that came in, or "
-                    "say that the change is meant: "
+                    f"but was written with shape {shape}. Write a value of the shape that came in, or "
+                    "declare that the change is intended: "
                     f"state_out_specs={{{as_code(leaf.spec)}: {leaf.code}}}."
                 )
 
@@ -253,7 +253,7 @@ class ShardOutputs:
     def _differs(self, leaf: ShardLeaving, name: str) -> str:
         said = (
             f"{leaf.place} leaves by {as_code(leaf.spec)} ({leaf.reason}), so as the same in all shards "
-            f"along the mesh axis {name!r}, and its value differs between them."
+            f"along the mesh axis {name!r}, but its value differs between them."
         )
         collective = _collective(leaf.value)
         reduce = f" Reduce it in the function: value = jax.lax.{collective}(value, {name!r})"
@@ -271,7 +271,7 @@ class ShardOutputs:
         return f"{said}{reduce}{by_rule}; or {cut}" if collective else f"{said} Or rather {cut}"
 
     def _unmatched(self) -> list[str]:
-        """What to say of filters that match no state."""
+        """The messages for filters that match no state."""
         made = [
             (to_path(key_path), item)
             for key_path, item in jtu.tree_flatten_with_path(self._run.out, is_leaf=is_state)[0]
@@ -281,19 +281,19 @@ class ShardOutputs:
 
 
 def block_of(shape: Sequence[int], spec: PartitionSpec, plan: ShardPlan) -> tuple[int, ...]:
-    """The shape of an array's part in one shard."""
+    """The shape of an array's block in one shard."""
     pairs = zip(shape, axes_of(spec, len(shape)), strict=True)
     return tuple(n // plan.size(names) for n, names in pairs)
 
 
 def _with_axis(spec: PartitionSpec, name: str) -> PartitionSpec:
-    """A spec whose first axis lies over one mesh axis more."""
+    """A spec whose first axis is cut over one more mesh axis."""
     first, *rest = axes_of(spec, max(len(spec), 1))
     return trimmed(PartitionSpec((*first, name), *rest))
 
 
 def _collective(value: Any) -> str:
-    """The collective that keeps the dtype of a value; empty where there is none."""
+    """The collective that keeps the dtype of a value; empty if there is none."""
     dtype = jnp.result_type(value) if not hasattr(value, "dtype") else value.dtype
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return ""

@@ -1,4 +1,4 @@
-"""The options of a mapping over shards, checked and told apart by value."""
+"""The options of a mapping over shards, checked, and compared by value."""
 
 import dataclasses
 import functools as ft
@@ -17,7 +17,7 @@ from .._trees.unmatched import names_something
 from ..filter import to_predicate
 
 
-#: What in all shards is the same.
+#: The spec of a value that is the same in all shards.
 SAME = PartitionSpec()
 
 
@@ -25,7 +25,7 @@ SAME = PartitionSpec()
 class SpecRule:
     """One line of `state_in_specs` or `state_out_specs`.
 
-    A `reducer`, where there is one, is run in each shard and takes its value to one that all share.
+    A `reducer`, if there is one, runs in each shard and reduces its value to one that all share.
     """
 
     spec: PartitionSpec
@@ -45,7 +45,7 @@ class SpecRule:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardOptions:
-    """The options of a mapping over shards. Two are equal where their `key` is."""
+    """The options of a mapping over shards. Two are equal if their keys are."""
 
     #: Options that are equal are the same: their key is exact.
     is_exact: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class ShardOptions:
         return hash(self.key)
 
     def given(self) -> dict[str, Any]:
-        """The options that are not the default, as keywords of `shard_map2`."""
+        """The non-default options, as keywords of `shard_map2`."""
         given = {
             "mesh": self.mesh,
             "in_specs": self.in_specs,
@@ -103,7 +103,7 @@ def make_options(
 ) -> ShardOptions:
     """Check and parse the options of a mapping over shards.
 
-    **Raises:** `TypeError` for a mesh that is none, for specs and rules of another type.
+    **Raises:** `TypeError` for a mesh, specs or rules of another type.
     """
     if mesh is not None:  # otherwise it is that of the context, of each call
         mesh = mesh_or_current(mesh, "ps.shard_map2")
@@ -145,7 +145,7 @@ def _rule(key: Any, filter_: Any, option: str, reducers: bool) -> SpecRule:
     if isinstance(key, PartitionSpec):
         return SpecRule(trimmed(key), predicate)
     if reducers and callable(key) and not isinstance(key, type):
-        # A partial made anew on each call is the same function.
+        # A partial that is made again on each call is the same function.
         return SpecRule(SAME, predicate, key, Exact(key))
     also = ", or functions that reduce over a mesh axis" if reducers else ""
     raise TypeError(
@@ -164,7 +164,7 @@ def trimmed(spec: PartitionSpec | None) -> PartitionSpec:
 
 
 def axes_of(spec: PartitionSpec, ndim: int) -> list[tuple[str, ...]]:
-    """For each axis of an array the mesh axes over which it is cut."""
+    """For each axis of an array, the mesh axes over which it is cut."""
     named = [names_in(PartitionSpec(entry)) for entry in spec]
     return [*named, *[()] * (ndim - len(named))]
 
@@ -174,7 +174,7 @@ def _key(prefix: Any, option: str) -> Any:
         return tuple((name, _key(specs, option)) for name, specs in prefix.items())
     leaves, treedef = jtu.tree_flatten(prefix, is_leaf=lambda x: x is None)
     for leaf in leaves:
-        by_leaf = callable(leaf) and option == "in_specs"  # what may leave is known before the body runs
+        by_leaf = callable(leaf) and option == "in_specs"  # out_specs are needed before the body runs
         if not (leaf is None or isinstance(leaf, PartitionSpec) or by_leaf):
             raise TypeError(
                 f"{option} are specs, jax.sharding.PartitionSpec; got {leaf!r}. Write "

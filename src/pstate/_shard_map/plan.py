@@ -1,4 +1,4 @@
-"""The plan: by which spec each leaf goes into the shards, and why.
+"""The plan: the spec by which each leaf goes into the shards, and the reason.
 
 A state going in takes, in this order: the first rule of `state_in_specs` that matches; if it is a
 `RandomState` whose key, or keys, all shards would share, a key per shard, of each; if it is a
@@ -30,7 +30,7 @@ from .options import SAME, ShardOptions, SpecRule, trimmed
 class ShardInput:
     """How a leaf goes in: its spec and the reason.
 
-    `over` has the mesh axes over which a key is split; it is `None` for what is not split.
+    `over` has the mesh axes over which a key is split; it is `None` for other leaves.
     """
 
     spec: PartitionSpec
@@ -39,13 +39,13 @@ class ShardInput:
 
     @property
     def split(self) -> bool:
-        """Whether each shard gets a key of its own."""
+        """Whether each shard gets its own key."""
         return self.over is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """How each leaf goes in; the mesh, and its axes over which the body runs once for each
+    """How each leaf goes in; the mesh, and its axes over which the body runs, once for each
     place."""
 
     leaves: tuple[ShardInput, ...]
@@ -60,7 +60,7 @@ class ShardPlan:
         return self.size(self.manual)
 
     def size(self, names: Sequence[str]) -> int:
-        """How many shards there are along these mesh axes."""
+        """The number of shards along these mesh axes."""
         return math.prod(self.mesh.shape[name] for name in names)
 
     def of(self, slot: Slot) -> ShardInput:
@@ -80,10 +80,10 @@ def plan_shards(
     """Decide how each leaf of a call goes in.
 
     **Raises:** `ValueError` for `in_specs` that do not fit the arguments and for a mesh axis that
-    there is not; `BatchAxisError` for an array that cannot be cut as its spec says.
+    does not exist; `BatchAxisError` for an array that cannot be cut as its spec says.
     """
     by_argument = _spread_in_specs(signature, options.in_specs, described, leaves)
-    # In the order in which they are named, which is that of the lanes that the blocks are.
+    # In the order in which they are named, which is the order of the corresponding lanes.
     union = tuple(dict.fromkeys(name for spec in by_argument for name in names_in(spec)))
     inputs = [
         ShardInput(spec, f"in_specs={as_code(spec)}") if array else ShardInput(SAME, "no array")
@@ -138,15 +138,15 @@ def _of_state(
 
 
 def check_manual(spec: PartitionSpec, manual: Sequence[str], mesh: Any, where: str) -> None:
-    """Raise where a spec names a mesh axis over which a mapping does not go.
+    """Raise if a spec names a mesh axis that a mapping does not map over.
 
     **Raises:** `ValueError`.
     """
     left = [name for name in names_in(spec) if name not in manual and name in mesh.axis_names]
     if left:
         raise ValueError(
-            f"{where} names the mesh axis {left[0]!r}, and this mapping goes over {tuple(manual)} "
-            f"alone. Leave it out of the spec, or map over it too: axis_names={(*manual, left[0])}."
+            f"{where} names the mesh axis {left[0]!r}, but this mapping maps over {tuple(manual)} "
+            f"only. Leave it out of the spec, or map over it too: axis_names={(*manual, left[0])}."
         )
     check_spec(spec, mesh, where)
 
@@ -189,15 +189,13 @@ def _per_argument(
     if isinstance(in_specs, tuple):
         if len(in_specs) != n:
             extra = (
-                " The module that the function is bound to is not counted."
-                if signature.has_carrier
-                else ""
+                " Leave out the module that the function is bound to." if signature.has_carrier else ""
             )
             given = in_specs[1:] if signature.has_carrier and len(in_specs) == n + 1 else in_specs
             right = as_code(tuple(given[i] if i < len(given) else SAME for i in range(n)))
             raise ValueError(
-                f"in_specs={as_code(in_specs)} has {len(in_specs)} entries, and {described.fn} was "
-                f"called with {n} positional arguments.{extra} Give one entry to each: "
+                f"in_specs={as_code(in_specs)} has {len(in_specs)} entries, but {described.fn} was "
+                f"called with {n} positional arguments.{extra} Give one entry for each: "
                 f"in_specs={right}."
             )
         return list(in_specs), {}
@@ -217,7 +215,7 @@ def _spread_one(prefix: Any, arg: Any, name: str, result: list[PartitionSpec], s
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"in_specs={as_code(prefix)} for `{name}` is no prefix of its structure, "
+            f"in_specs={as_code(prefix)} for `{name}` is not a prefix of its structure, "
             f"{jtu.tree_structure(arg)}: {error}. Give one spec for the whole argument: "
             f"in_specs={{{name!r}: P('data')}}."
         ) from None
@@ -226,7 +224,7 @@ def _spread_one(prefix: Any, arg: Any, name: str, result: list[PartitionSpec], s
 def spread_out_specs(out: Any, out_specs: Any) -> list[PartitionSpec]:
     """The spec of each leaf of an output, by the prefix `out_specs`.
 
-    **Raises:** `ValueError` where `out_specs` is no prefix of the output.
+    **Raises:** `ValueError` if `out_specs` is not a prefix of the output.
     """
     leaves, treedef = jtu.tree_flatten(out)
     result: list[PartitionSpec] = [SAME] * len(leaves)
@@ -238,14 +236,14 @@ def spread_out_specs(out: Any, out_specs: Any) -> list[PartitionSpec]:
         ) from None
     except ValueError as error:
         raise ValueError(
-            f"out_specs={as_code(out_specs)} is no prefix of the output's structure, {treedef}: "
+            f"out_specs={as_code(out_specs)} is not a prefix of the output's structure, {treedef}: "
             f"{error}. Give one spec for the whole output: out_specs=P('data')."
         ) from None
     return result
 
 
 class _NoSpecError(Exception):
-    """An entry of a prefix that is no spec."""
+    """An entry of a prefix that is not a spec."""
 
 
 def _of_leaves(entry: Any, leaves: Sequence[Any]) -> list[PartitionSpec]:

@@ -1,8 +1,8 @@
 """The program of a mapping over shards: a flat function of arrays that runs the body once.
 
-The body is traced where it belongs, inside `jax.shard_map` and nowhere else, and the program that
-comes of it says what may differ between shards. A random state is split in the shards, where one
-draws from it: every shard splits the key that all share, and takes its own.
+The body is traced inside `jax.shard_map` and nowhere else, and the traced program says what may
+differ between shards. A random state is split inside the shards, if one of them draws from it:
+every shard splits the key that all share, and takes its own.
 """
 
 import dataclasses
@@ -50,14 +50,14 @@ class ShardProgram(Donation):
         return self._run(arrays, wants_rows=False)
 
     def explained(self, *arrays: Any) -> tuple[list[Any], Meta]:
-        """The same, with the rows of `explain`, which a usual run would build for nothing."""
+        """The same, with the rows of `explain`, which an ordinary run does not need."""
         return self._run(arrays, wants_rows=True)
 
     def _run(self, arrays: Sequence[Any], wants_rows: bool) -> tuple[list[Any], Meta]:
         if local.on_devices:
             raise NotImplementedError(
-                f"{self.described.fn} is called in the body of ps.pmap2, and JAX runs no jax.shard_map "
-                "inside jax.pmap. Give the mesh an axis for each: "
+                f"{self.described.fn} is called in the body of ps.pmap2, but JAX cannot run "
+                "jax.shard_map inside jax.pmap. Give the mesh an axis for each: "
                 "ps.shard_map2(f, in_specs=P(('hosts', 'data')), out_specs=P(('hosts', 'data')))."
             )
         leaves = self.leaves(arrays)
@@ -70,14 +70,14 @@ class ShardProgram(Donation):
         )
 
     def _mesh(self) -> tuple[Any, tuple[str, ...]]:
-        """The mesh, and its axes over which this mapping goes."""
+        """The mesh, and the axes of it that this mapping maps over."""
         given, names = self.options.mesh, self.options.axis_names
         around = manual_axes()
         mesh = current_mesh(self.described.fn) if given is None or around else given
         if given is not None and around and dict(given.shape) != dict(mesh.shape):
             raise ValueError(
                 f"{self.described.fn} is called in the body of another mapping over shards, with the "
-                f"mesh {dict(mesh.shape)}, and names another mesh, {dict(given.shape)}. Leave mesh out: "
+                f"mesh {dict(mesh.shape)}, but names another mesh, {dict(given.shape)}. Leave mesh out: "
                 "it is the mesh of the context."
             )
         free = tuple(name for name in mesh.axis_names if name not in around)
@@ -85,26 +85,26 @@ class ShardProgram(Donation):
         if wrong:
             there = "not taken by the mappings around it, " if around else ""
             raise ValueError(
-                f"axis_names={names} of {self.described.fn} names {wrong[0]!r}, and the axes of the "
+                f"axis_names={names} of {self.described.fn} names {wrong[0]!r}, but the axes of the "
                 f"mesh {there}are {free}. Name some of these: axis_names={free[:1]}."
             )
         if not free:
             raise ValueError(
                 f"{self.described.fn} is called in the body of another mapping over shards, which takes "
-                f"all axes of the mesh, {mesh.axis_names}. Leave one to it, by axis_names= in the outer "
+                f"all axes of the mesh, {mesh.axis_names}. Leave one for it by axis_names= in the outer "
                 "mapping; or map over lanes: ps.vmap2."
             )
         if not all(isinstance(name, str) for name in free):
             raise TypeError(
-                f"The mesh axes of {self.described.fn} are {free}, and ps.shard_map2 follows axes by "
-                "names that are strings. Make the mesh with these: jax.make_mesh((4,), ('data',))."
+                f"The mesh axes of {self.described.fn} are {free}, but ps.shard_map2 needs axis names "
+                "that are strings. Make the mesh with such names: jax.make_mesh((4,), ('data',))."
             )
         return mesh, tuple(name for name in free if not names or name in names)
 
     def declared_specs(self, plan: ShardPlan) -> list[PartitionSpec]:
-        """The specs by which the options let something leave.
+        """The specs by which values may leave, according to the options.
 
-        **Raises:** `ValueError` where one names a mesh axis over which the mapping does not go.
+        **Raises:** `ValueError` if one names a mesh axis that the mapping does not map over.
         """
         out = list(map(trimmed, jtu.tree_leaves(self.options.out_specs)))
         rules = [rule.spec for rule in self.options.rules_out]
@@ -114,7 +114,7 @@ class ShardProgram(Donation):
         return [*out, *rules]
 
     def unmatched(self, leaves: Sequence[Any], made: Sequence[tuple[Path, State]]) -> list[str]:
-        """What to say of filters that match no state: neither of a call, nor one that it made."""
+        """The messages for filters that match no state, neither of a call nor one that it made."""
         slots = self.signature.layout.slots
         came = [(self.signature.path(slot.index), slot.state(leaves)) for slot in slots]
         return [
@@ -140,7 +140,7 @@ class Shards(Lanes):
     ):
         super().__init__(program, leaves, plan, wants_rows)
         self.program = program
-        #: The keys of random states that were split, and what remains of those that shards drew from.
+        #: The keys of random states that were split, and the remainders of those that were drawn from.
         self.first: dict[int, Any] = {}
         self.kept: dict[int, Any] = {}
         self.found: Meta | None = None
@@ -153,8 +153,8 @@ class Shards(Lanes):
         try:
             return self._run(ahead=False)
         except ForeignReadError:
-            # A shard first needs its key under a further trace, where it cannot be split. So it is split
-            # before, and the body runs once more.
+            # A shard first needs its key under a further trace, where it cannot be split. So the
+            # key is split beforehand, and the body runs once more.
             if not self.split:
                 raise
         return self._run(ahead=True)
@@ -168,7 +168,7 @@ class Shards(Lanes):
         shard = lambda *operands: self._shard(operands, groups, ahead)
         mapped = jax.shard_map(
             self.program.presented(shard, positions),
-            # Inside another mapping the mesh is that of the context, which jax.shard_map insists on.
+            # Inside another mapping the mesh is that of the context, as jax.shard_map requires.
             mesh=None if plan.mesh is not options.mesh else plan.mesh,
             in_specs=tuple(specs),
             out_specs=tuple(groups),
@@ -184,15 +184,15 @@ class Shards(Lanes):
         return [arrays[group][where] for group, where in self.positions], self.found
 
     def _possible_specs(self) -> list[PartitionSpec]:
-        """Every spec by which something may leave, once each."""
+        """Every spec by which a value may leave, once each."""
         declared = self.program.declared_specs(self.plan)
         came = [given.spec for given in (*self.plan.leaves, *self.plan.empty.values())]
         return list(dict.fromkeys([SAME, *declared, *came]))
 
     def _where_it_goes(self, x: Any, spec: PartitionSpec) -> Any:
-        """An operand, on an explicit mesh brought to where its spec says.
+        """An operand, on an explicit mesh resharded as its spec says.
 
-        There `jax.shard_map` takes its `in_specs` for an assertion.
+        There `jax.shard_map` treats its `in_specs` as an assertion.
         """
         mesh = self.plan.mesh
         if not any(kind.name == "Explicit" for kind in mesh.axis_types):
@@ -205,13 +205,13 @@ class Shards(Lanes):
         if target == lies:
             return x
         if is_typed_key(x):
-            # As data: JAX does not bring typed keys to a mesh that is not in its context.
+            # As data: JAX does not move typed keys to a mesh that is not in its context.
             data = reshard(jr.key_data(x), NamedSharding(mesh, PartitionSpec(*target)))
             return jr.wrap_key_data(data, impl=jr.key_impl(x))
         return reshard(x, NamedSharding(mesh, PartitionSpec(*target)))
 
     def _differ(self, inside: Any, specs: Sequence[PartitionSpec]) -> list[Axes]:
-        """Over which mesh axes each array that leaves may differ."""
+        """The mesh axes over which each array that leaves may differ."""
         n_constants = len(inside.invars) - len(specs)  # what the body closes over comes first
         inputs = [frozenset()] * n_constants + [frozenset(names_in(spec)) for spec in specs]
         order = self._order_of_groups()
@@ -219,7 +219,7 @@ class Shards(Lanes):
         return [found[order[at]] for at in self.leaving_at]
 
     def _order_of_groups(self) -> dict[tuple[int, int], int]:
-        """Where among all outputs of the traced body an array of a group is."""
+        """The position of an array of a group among all outputs of the traced body."""
         each = sorted({*self.positions, *self.leaving_at})
         return {at: i for i, at in enumerate(each)}
 
@@ -258,7 +258,7 @@ class Shards(Lanes):
         slot = self.signature.layout.slots[index]
         over = self.plan.leaves[slot.start].over
         if not needed and checks_key_reuse():
-            # It may turn out that nobody draws; then the shared key has not been used.
+            # It may turn out that no shard draws; then the shared key has not been used.
             key = jr.clone(key)
         self.first[index], keys = split_for_lanes(key, self.plan.size(over))
         first, *others = over
@@ -285,10 +285,10 @@ class Shards(Lanes):
 
 
 def _traced(mapped: Callable[..., Any], operands: Sequence[Any]) -> tuple[Any, Any]:
-    """The program of one shard, and what all shards give; the body runs once for both.
+    """The program of one shard, and the results of all shards; the body runs once for both.
 
-    It is compiled under `jax.disable_jit()` too: JAX does not run a `jax.shard_map` over some of the
-    axes of a mesh otherwise.
+    It is compiled under `jax.disable_jit()` too: otherwise JAX does not run a `jax.shard_map` over
+    only some of the axes of a mesh.
     """
     with jax.disable_jit(False):
         compiled = jax.jit(mapped)

@@ -14,7 +14,7 @@ from .specs import check_spec
 
 @dataclasses.dataclass(frozen=True)
 class Largest:
-    """What `largest` returns: a function of the leaf. Two of the same options are equal."""
+    """What `largest` returns: a function of the leaf. Two with the same options are equal."""
 
     name: Any
     n: int | None
@@ -48,20 +48,22 @@ class Largest:
 def largest(name: Any, n: Integer | None = None, min_size: Integer = 0) -> Any:
     """A spec by shape: the largest axis that `n` divides is cut, for fully sharded parameters.
 
-    Stands where a `PartitionSpec` does in the rules of `pstate.shard`, `pstate.shardings`,
+    Use it instead of a `PartitionSpec` in the rules of `pstate.shard`, `pstate.shardings`,
     `pstate.sharded_init` and of `in_shardings=` and `out_shardings=`.
 
     **Arguments:**
 
     - `name`: the mesh axis along which arrays are cut, or a tuple of several.
-    - `n`: into how many shards; the size of that mesh axis, unless given.
-    - `min_size`: arrays of fewer elements stay whole: to gather small ones costs more than it saves.
+    - `n`: the number of shards; by default the size of that mesh axis.
+    - `min_size`: arrays with fewer elements stay whole: gathering small ones costs more than it
+        saves.
 
     **Returns:** a function of an array (anything with a `shape`) that returns a `PartitionSpec`. An
-    array without such an axis stays whole, `P()`; of axes of one size it is the first.
+    array without such an axis stays whole, `P()`; among axes of the same size, the first is cut.
 
-    **Raises:** `TypeError` for what is no name; `ValueError` for an `n` that is no number of shards.
-    Where it is used without `n`: `ValueError` if there is no mesh, or one without that axis.
+    **Raises:** `TypeError` for anything but a name; `ValueError` for an `n` that is not a number
+    of shards. When used without `n`: `ValueError` if there is no mesh, or the mesh does not have
+    that axis.
 
     !!! example
 

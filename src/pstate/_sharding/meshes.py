@@ -1,7 +1,7 @@
 """The mesh of the context.
 
 There may be three: that of `jax.set_mesh` (`jax.sharding.use_mesh` on JAX 0.6), that of `with mesh:`,
-and under a trace the *abstract* mesh, which has names and sizes and no devices.
+and under a trace the *abstract* mesh, which has names and sizes but no devices.
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from .._ground.versions import SET_MESH, is_eager, mesh_of_context
 def current_mesh(what: str) -> Any:
     """The mesh of the context, which `what` needs: a `Mesh`, or under a trace an `AbstractMesh`.
 
-    **Raises:** `ValueError` where there is none.
+    **Raises:** `ValueError` if there is none.
     """
     mesh = mesh_of_context()
     if mesh is None:
         raise ValueError(
-            f"{what} needs a mesh, and none was passed and none is in the context. Make one, "
+            f"{what} needs a mesh, but none was passed and there is none in the context. Make one, "
             "mesh = jax.make_mesh((jax.device_count(),), ('data',)), and pass it, mesh=mesh, or put "
             f"it in the context, `with {SET_MESH}(mesh): ...`."
         )
@@ -30,7 +30,7 @@ def current_mesh(what: str) -> Any:
 def mesh_or_current(mesh: Any, what: str) -> Any:
     """The mesh that was passed to `what`, or that of the context.
 
-    **Raises:** `TypeError` for what is no mesh; `ValueError` where there is none.
+    **Raises:** `TypeError` for anything but a mesh; `ValueError` if there is none.
     """
     if mesh is None:
         return current_mesh(what)
@@ -42,4 +42,4 @@ def mesh_or_current(mesh: Any, what: str) -> Any:
     around: Any = jax.sharding.get_abstract_mesh()
     if is_eager() or around is None or around.axis_names != mesh.axis_names:
         return mesh
-    return around  # inside `jax.shard_map` it alone knows which axes are manual
+    return around  # inside `jax.shard_map` only this mesh knows which axes are manual

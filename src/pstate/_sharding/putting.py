@@ -1,4 +1,4 @@
-"""Bringing arrays to where they are to live."""
+"""Putting arrays where they are to live."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from .._states.keys import is_typed_key
 
 
 def put(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
-    """The arrays where their shardings say; where that is `None` they stay.
+    """The arrays, put as their shardings say; with `None` they stay where they are.
 
-    Under a trace they are constrained to be there, and a `jax.ShapeDtypeStruct` only says so. One array
-    that stands at two places is brought to one sharding once.
+    Under a trace they are constrained, and a `jax.ShapeDtypeStruct` only gets the sharding. One
+    array at two places is put to the same sharding only once.
     """
     where = {(id(x), s): i for i, (x, s) in enumerate(zip(arrays, shardings, strict=True))}
     firsts = sorted(where.values())
@@ -34,8 +34,8 @@ def _put(arrays: Sequence[Any], shardings: Sequence[Any]) -> list[Any]:
         elif not is_eager():
             result[i] = constrained(arrays[i], shardings[i])
     now = [i for i in moving if result[i] is arrays[i]] if is_eager() else []
-    # Typed keys as their data: JAX does not bring them to devices of other processes. The sharding is
-    # one of fewer axes than the data has, which leaves the others whole.
+    # Typed keys as their data: JAX does not move them to devices of other processes. The sharding
+    # has fewer axes than the data, which leaves the others whole.
     keys = {i: jr.key_impl(arrays[i]) for i in now if is_typed_key(arrays[i])}
     data = [jr.key_data(arrays[i]) if i in keys else arrays[i] for i in now]
     for i in now:
@@ -53,20 +53,21 @@ def _struct(x: Any, sharding: Any) -> Any:
 def _refuse_unconstrained(sharding: NamedSharding) -> None:
     if PartitionSpec.UNCONSTRAINED in tuple(sharding.spec):
         raise ValueError(
-            f"{sharding.spec} leaves an axis to the compiler, P.UNCONSTRAINED, and outside a compiled "
-            "function there is none to choose. Write None for an axis that is whole on every device."
+            f"{sharding.spec} leaves an axis to the compiler, P.UNCONSTRAINED, but outside a compiled "
+            "function there is no compiler to choose. Write None for an axis that is whole on every "
+            "device."
         )
 
 
 def constrained(x: Any, sharding: NamedSharding) -> Any:
-    """A traced array, constrained to be there; on axes of an explicit mesh, brought there."""
+    """A traced array, constrained to a sharding; on axes of an explicit mesh, resharded."""
     mesh: Any = sharding.mesh
     explicit = {
         n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit
     }
     if not explicit:
         return jax.lax.with_sharding_constraint(x, sharding)
-    if is_typed_key(x):  # as data: JAX does not bring typed keys to a mesh that is not in its context
+    if is_typed_key(x):  # as data: JAX does not move typed keys to a mesh that is not in its context
         return jr.wrap_key_data(constrained(jr.key_data(x), sharding), impl=jr.key_impl(x))
     x = reshard(x, _part(sharding, lambda name: name in explicit))
     if explicit == set(mesh.axis_names):
@@ -75,7 +76,7 @@ def constrained(x: Any, sharding: NamedSharding) -> Any:
 
 
 def _part(sharding: NamedSharding, keeps: Any) -> NamedSharding:
-    """The sharding with some names of mesh axes alone."""
+    """The sharding with only some of the names of mesh axes."""
 
     def part(entry: Any) -> Any:
         if entry is None or entry is PartitionSpec.UNCONSTRAINED:

@@ -1,7 +1,7 @@
 """Rules that say where arrays live: `{spec: filter}` in priority order.
 
-The first filter that selects a state, or an array outside states, gives its spec; all leaves of a state
-have one rule. The spec may be a function of the leaf, asked about each array.
+The first filter that selects a state, or an array outside states, gives its spec; all leaves of a
+state follow the same rule. The spec may be a function of the leaf, called for each array.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from .specs import check_divides, check_spec, spec_code
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRule:
-    """One line of the rules: what the predicate selects is put by `spec`, a spec or a function."""
+    """One line of the rules: `spec`, a spec or a function, for the leaves that a predicate selects."""
 
     spec: Any = dataclasses.field(compare=False)
     predicate: Callable[..., bool]
@@ -31,9 +31,10 @@ class ShardingRule:
         return f"{{{_code(self.spec)}: {self.predicate!r}}}"
 
     def on(self, mesh: Any, leaf: Any, place: str) -> PartitionSpec:
-        """The spec of an array, which fits the mesh and the array.
+        """The spec of an array, checked against the mesh and the array.
 
-        **Raises:** `ValueError` where it does not; `TypeError` for a function that gives no spec.
+        **Raises:** `ValueError` if it does not fit; `TypeError` for a function that does not return
+        a spec.
         """
         spec = self.spec
         if isinstance(spec, Largest):
@@ -43,7 +44,7 @@ class ShardingRule:
         spec = PartitionSpec() if spec is None else spec
         if not isinstance(spec, PartitionSpec):
             raise TypeError(
-                f"{_code(self.spec)} gave {spec!r} for {place}; the function of a rule returns a "
+                f"{_code(self.spec)} returned {spec!r} for {place}; the function of a rule returns a "
                 "PartitionSpec: lambda leaf: P('data') if leaf.ndim else P()."
             )
         check_spec(spec, mesh, place)
@@ -67,18 +68,18 @@ class ShardingRules(tuple[ShardingRule, ...]):
         return next((rule for rule in self if rule.predicate(path, item)), None)
 
     def warn_of_unmatched(self, used: Iterable[Any], what: str, leaves: Iterable[Any]) -> None:
-        """Warn of rules that select nothing of a tree. `used` are those that gave specs."""
+        """Warn about rules that select nothing in a tree. `used` are those that gave specs."""
         used = set(used)
         for rule in self:
             if rule not in used and names_something(rule.predicate):
-                # Another rule before it may have taken all.
+                # An earlier rule may have matched everything.
                 candidates = [leaf for path, leaf in leaves if rule.predicate(path, leaf)]
                 if not candidates:
                     warn_of_unmatched(rule.predicate, f"{rule} of {what}", (x for _, x in leaves))
 
 
 def is_rules(given: Any) -> bool:
-    """Whether this is a mapping of rules, and no tree of shardings that happens to be a dict."""
+    """Whether this is a dict of rules, not a tree of shardings that happens to be a dict."""
     return isinstance(given, ShardingRules) or (
         isinstance(given, Mapping) and bool(given) and all(map(_is_spec, given))
     )
@@ -87,7 +88,7 @@ def is_rules(given: Any) -> bool:
 def parse_rules(rules: Any, what: str) -> ShardingRules:
     """The rules of `{spec: filter}`, in order; a spec alone is for everything.
 
-    **Raises:** `TypeError` for what are no rules, and for a filter of an unusable type.
+    **Raises:** `TypeError` for anything but rules, and for a filter of an unusable type.
     """
     if isinstance(rules, ShardingRules):
         return rules
@@ -109,7 +110,7 @@ def _rule(spec: Any, filter_: Any, what: str) -> ShardingRule:
         if isinstance(spec, type) and issubclass(spec, State):
             code = f"ps.{spec.__name__}"
             right = spec_code(filter_) if isinstance(filter_, PartitionSpec) else right
-        also = "; the mesh is an argument of its own" if isinstance(spec, Sharding) else ""
+        also = "; the mesh is a separate argument" if isinstance(spec, Sharding) else ""
         raise TypeError(
             f"The keys of the rules of {what} are specs: a PartitionSpec, or a function of the leaf "
             f"that returns one{also}; got {spec!r}. Write {{{right}: {code}}}."

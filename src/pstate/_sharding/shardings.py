@@ -17,7 +17,7 @@ from .rules import parse_rules
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """A state or an array of a tree, its leaves, and the sharding of each; `None` for what is no array.
+    """A state or an array of a tree, its leaves, and the sharding of each; `None` for non-arrays.
 
     `treedef` is the structure of a state's value, `None` outside states.
     """
@@ -69,24 +69,25 @@ def placed(tree: PyTree, rules: Any, mesh: Any, what: str) -> tuple[list[Placed]
 def shardings(tree: PyTree, rules: Any, mesh: Any = None) -> PyTree:
     """Where each array of a tree is to live, by filter.
 
-    The result fits wherever JAX takes a tree of shardings: `jax.device_put`, `eqx.filter_shard`,
-    `in_shardings=` and `out_shardings=`, a restore of Orbax.
+    Use the result wherever JAX takes a tree of shardings: in `jax.device_put`, `eqx.filter_shard`,
+    `in_shardings=` and `out_shardings=`, and to restore with Orbax.
 
     **Arguments:**
 
     - `tree`: any pytree, of arrays or of `jax.ShapeDtypeStruct`s.
-    - `rules`: `{PartitionSpec: filter}` in priority order; or a spec alone, for everything. In the place
-        of a spec stands also a function of the leaf that returns one, such as `pstate.largest`. Filters
-        are asked about states, all of whose leaves get that spec, and about arrays outside states. What
-        no filter selects is whole on every device, `P()`.
-    - `mesh`: a `jax.sharding.Mesh`; that of the context, unless given.
+    - `rules`: `{PartitionSpec: filter}` in priority order; or a spec alone, for everything. Instead
+        of a spec you may pass a function of the leaf that returns one, such as `pstate.largest`.
+        Filters apply to states, all of whose leaves get that spec, and to arrays outside states.
+        Arrays that no filter selects are whole on every device, `P()`.
+    - `mesh`: a `jax.sharding.Mesh`; by default that of the context.
 
-    **Returns:** `tree` with a `jax.sharding.NamedSharding` in the place of every array, and `None` in
-    the place of every other leaf. A filter that names something and selects nothing warns
+    **Returns:** `tree` with a `jax.sharding.NamedSharding` instead of every array, and `None`
+    instead of every other leaf. A filter that names something but selects nothing causes a warning
     (`UnmatchedFilterWarning`).
 
-    **Raises:** `ValueError` where there is no mesh, and for a spec with an axis that it lacks;
-    `BatchAxisError` for an array that cannot be cut evenly; `TypeError` for rules that are none.
+    **Raises:** `ValueError` if there is no mesh, and for a spec with an axis that the mesh does not
+    have; `BatchAxisError` for an array that cannot be cut evenly; `TypeError` for anything but
+    rules.
 
     !!! example
 

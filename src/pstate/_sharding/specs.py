@@ -1,7 +1,7 @@
-"""What a `PartitionSpec` names, and whether it fits a mesh and an array.
+"""The names in a `PartitionSpec`, and whether it fits a mesh and an array.
 
 An *entry* of a spec belongs to one axis of an array. It is a mesh axis, several of them in a tuple,
-`None` where the axis is whole on every device, or `UNCONSTRAINED` where the compiler chooses.
+`None` if the axis is whole on every device, or `UNCONSTRAINED` if the compiler chooses.
 """
 
 import math
@@ -29,9 +29,9 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 
 def check_spec(spec: PartitionSpec | None, mesh: Any, where: str) -> None:
-    """Raise where a spec names an axis that a mesh has not, or one axis twice.
+    """Raise if a spec names an axis that a mesh does not have, or one axis twice.
 
-    `mesh` may also be the names themselves, where not all axes of a mesh will do.
+    `mesh` may also be a collection of names, if not all axes of a mesh are allowed.
 
     **Raises:** `ValueError`.
     """
@@ -42,28 +42,28 @@ def check_spec(spec: PartitionSpec | None, mesh: Any, where: str) -> None:
             shape = dict(mesh.shape) if hasattr(mesh, "shape") else list(there)
             example = PartitionSpec(there[0]) if there else PartitionSpec()
             raise ValueError(
-                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r}, and the mesh "
+                f"{where} has the spec {spec_code(spec)}, which names the axis {name!r}, but the mesh "
                 f"has the axes {shape}. Name one of these, {spec_code(example)}, or make the mesh with "
                 "that axis."
             )
         if name in seen:
             raise ValueError(
                 f"{where} has the spec {spec_code(spec)}, which names the axis {name!r} twice: an array "
-                f"can be cut along a mesh axis once. Keep one, {spec_code(PartitionSpec(name))}."
+                f"can be cut along a mesh axis only once. Keep one, {spec_code(PartitionSpec(name))}."
             )
         seen.add(name)
 
 
 def check_divides(shape: Sequence[int], spec: PartitionSpec, mesh: Any, place: str) -> None:
-    """Raise where an array of this shape cannot be cut evenly, so that all shards have one shape.
+    """Raise if an array of this shape cannot be cut evenly into shards of the same shape.
 
     **Raises:** `BatchAxisError`, a `ValueError`.
     """
     shape = tuple(shape)
     if len(spec) > len(shape):
         raise BatchAxisError(
-            f"{place} has shape {shape}, of {len(shape)} axes, and the spec {spec_code(spec)} is for "
-            f"{len(spec)}. Write as many entries as there are axes or fewer, "
+            f"{place} has shape {shape}, of {len(shape)} axes, but the spec {spec_code(spec)} is for "
+            f"{len(spec)}. Write at most as many entries as there are axes, "
             f"{spec_code(_cut(spec, shape))}; a spec may also be a function of the leaf: lambda leaf: "
             "P('data') if leaf.ndim else P()."
         )
@@ -74,8 +74,9 @@ def check_divides(shape: Sequence[int], spec: PartitionSpec, mesh: Any, place: s
             fitting = -(-shape[axis] // n) * n
             raise BatchAxisError(
                 f"{place} has shape {shape}, and the spec {spec_code(spec)} cuts its axis {axis}, of "
-                f"size {shape[axis]}, into {n} shards, which does not divide. Make the axis a multiple "
-                f"of {n}, by padding it to {fitting}, say; or leave it whole: {spec_code(whole)}."
+                f"size {shape[axis]}, into {n} shards, but {n} does not divide {shape[axis]}. Make the "
+                f"axis a multiple of {n}, for example by padding it to {fitting}; or leave it whole: "
+                f"{spec_code(whole)}."
             )
 
 
@@ -84,7 +85,7 @@ def _cut(spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
 
 
 def spec_code(spec: PartitionSpec | None) -> str:
-    """A spec as code; JAX's own `repr` of it depends on the version."""
+    """A spec as code; JAX's own `repr` depends on the version."""
     return f"P({', '.join(_entry_code(entry) for entry in spec or ())})"
 
 

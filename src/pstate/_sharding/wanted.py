@@ -1,7 +1,7 @@
 """`in_shardings` and `out_shardings`, parsed.
 
-What is *wanted* is given as in `jax.jit`, by a prefix of a tree whose entries are shardings, specs, and
-`None` where nothing is wanted; or by rules, for the whole or in the place of an entry.
+The *wanted* shardings are given as in `jax.jit`, by a prefix of a tree whose entries are shardings,
+specs, or `None` if nothing is wanted; or by rules, for the whole or instead of an entry.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from .specs import check_divides, check_spec
 
 
 class Wanted:
-    """What an option wants. Two are equal where they want the same.
+    """What an option wants. Two are equal if they want the same.
 
     `prefix` has `None`, `PartitionSpec`s, `Sharding`s and `ShardingRules` for entries; `given` is what
     the user wrote.
@@ -44,14 +44,14 @@ class Wanted:
         if entry is None or isinstance(entry, PartitionSpec | Sharding):
             return entry
         raise TypeError(
-            f"{self.option} has shardings, specs, None, and rules by filter for entries; got {entry!r} "
-            f"of type {type(entry).__name__}. Write {self.option}=P('data'), {self.option}="
-            "{P('data'): ps.HiddenState, P(): ...}, or what ps.shardings(tree, rules, mesh) gives."
+            f"The entries of {self.option} are shardings, specs, None, or rules by filter; got "
+            f"{entry!r} of type {type(entry).__name__}. Write {self.option}=P('data'), {self.option}="
+            "{P('data'): ps.HiddenState, P(): ...}, or the result of ps.shardings(tree, rules, mesh)."
         )
 
     @property
     def rules(self) -> ShardingRules | None:
-        """The rules, where they are for the whole."""
+        """The rules, if they are for the whole."""
         return self.prefix if isinstance(self.prefix, ShardingRules) else None
 
     def __eq__(self, other: object) -> bool:
@@ -68,9 +68,9 @@ def _is_entry(x: Any) -> bool:
 def resolved(entry: Any, path: Any, item: Any, leaf: Any, place: str, what: str) -> Any:
     """The sharding that an entry wants for an array: one of a state, or by itself; or `None`.
 
-    `item` is what filters are asked about.
+    `item` is what filters are called with.
 
-    **Raises:** `ValueError` where a spec does not fit the mesh or the array, and where there is no mesh.
+    **Raises:** `ValueError` if a spec does not fit the mesh or the array, and if there is no mesh.
     """
     if isinstance(entry, ShardingRules):
         rule = entry.match(path, item)

@@ -4,8 +4,9 @@ A *state* is a pytree node with one child, its value. It is *frozen*, or *live*:
 *cell* with a *recording*, which takes its writes. A *kind* is the class of a state. A *deferred*
 value is computed when it is first needed.
 
-Always: to take a state apart and put it together is no read, and validates nothing.
+Always: taking a state apart and putting it together does not count as a read, and validates
+nothing.
 
-Start with `state.py`, then `cell.py`; `threads.py` has what JAX's callbacks must know besides the
-node.
+Start with `state.py`, then `cell.py`; `threads.py` has what JAX's callbacks must know in addition
+to the node.
 """

@@ -14,10 +14,10 @@ class ForeignReadError(TraceScopeError):
 class Deferred:
     """A value that is computed when it is first needed.
 
-    `anywhere` says that computing it is no more than taking a value that exists; otherwise it is
-    computed under the trace that it belongs to, or not at all. `mark` is told when the value is needed,
-    and when the need for it turns out to be none. `make` is told whether it is: a value that is only
-    looked at may turn out to be of no use.
+    `anywhere` says that computing it only means taking a value that exists; otherwise it is
+    computed under the trace that it belongs to, or not at all. `mark` is called when the value is
+    needed, and when it turns out not to be needed after all. `make` is told whether the value is
+    needed: a value that is only looked at may turn out not to be used.
     """
 
     __slots__ = ("_anywhere", "_make", "_mark", "_needs", "_place", "_trace", "_value", "dtype", "shape")
@@ -47,7 +47,7 @@ class Deferred:
         return value
 
     def tentative(self) -> Any:
-        """The value, which is taken to be needed until `release` says otherwise."""
+        """The value, which counts as needed unless `release` is called."""
         value = self.value()
         self._need()
         return value

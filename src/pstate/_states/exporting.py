@@ -1,7 +1,7 @@
 """Kinds of state in exported programs, which outlive the process: `jax.export`.
 
-A serialized program names the kinds in the trees that it takes and gives. Another process finds them by
-these names, so it has to import the modules that define them.
+A serialised program names the kinds in the trees that it takes and returns. Another process finds
+them by these names, so it has to import the modules that define them.
 """
 
 import json
@@ -13,8 +13,8 @@ import jax.export
 def register_for_export(cls: type) -> None:
     """Let exported programs have states of a kind in their trees.
 
-    The name is the class's own. Where it stands for another class already, one that was defined anew in
-    a notebook, say, the later one is numbered: `model.Membrane#2`.
+    The name is the class's own. If another class has it already, such as an earlier definition in a
+    notebook, the later one is numbered: `model.Membrane#2`.
     """
     name = f"{cls.__module__}.{cls.__qualname__}"
     number = 1

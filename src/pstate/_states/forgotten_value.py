@@ -1,14 +1,14 @@
-"""What a state answers where `.value` was forgotten: an error that says where it goes.
+"""What a state does when `.value` was forgotten: it raises an error that says where `.value` goes.
 
-`state + 1`, `if state:`, `state[0]`, `np.asarray(state)` and `state.shape` are *slips*: they ask of the
-state what its value has. Left to Python, some of them are errors that do not say why, and some
-(`if state:`, `state == 0`, `np.asarray(state)`) are wrong results.
+`state + 1`, `if state:`, `state[0]`, `np.asarray(state)` and `state.shape` are *slips*: they use
+the state as if it were its value. Left to Python, some of them raise errors that do not say why,
+and some (`if state:`, `state == 0`, `np.asarray(state)`) give wrong results.
 
 Always: `==` between states is identity, states are hashable, and `hasattr(state, "shape")` is false.
 
-There is no `__getattr__`, although it would be shorter: in a class that has one every attribute is
-slower to read, and flattening took a quarter longer. Instead each name that arrays and dicts have stands
-here, as a descriptor that raises `AttributeError`.
+There is no `__getattr__`, although it would be shorter: in a class that has one, every attribute is
+slower to read, and flattening took a quarter longer. Instead, each attribute name of arrays and
+dicts is listed here, with a descriptor that raises `AttributeError`.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from .messages import describe, place_or_name
 
 
 class ForgottenValue:
-    """What states inherit: every slip is an error."""
+    """The base class of states that makes every slip an error."""
 
     __slots__ = ()
 
@@ -37,18 +37,18 @@ class ForgottenValue:
 def _message(state: Any, slip: str, right: str) -> str:
     name = place_or_name(state)
     wrong, written = slip.replace("STATE", name), right.replace("STATE", f"{name}.value")
-    start = f"{describe(state)} is a state, and not the value that it holds."
+    start = f"{describe(state)} is a state, not the value that it holds."
     return f"{start} Write `{written}`, not `{wrong}`."
 
 
 def _further_up(kind: Any, name: str) -> Any:
-    """What a class beside `State`, further up in the bases of a kind, has under a name; else `None`."""
+    """The attribute of a base class of a kind other than `State`, or `None`."""
     found = getattr(super(ForgottenValue, kind), name, None)
     return None if found is getattr(object, name, None) else found
 
 
 class _AttributeOfTheValue:
-    """An attribute that values have and states have not."""
+    """An attribute that values have and states do not."""
 
     __slots__ = ("name",)
 
@@ -64,15 +64,15 @@ class _AttributeOfTheValue:
         raise AttributeError(_message(state, slip, slip), name=self.name)
 
 
-#: What the attributes of arrays and of dicts are called.
+#: The names of the attributes of arrays and dicts.
 _ATTRIBUTES = frozenset(
     name for values in (jax.Array, np.ndarray, dict) for name in dir(values) if not name.startswith("_")
 )
 
-#: What a value may be. Nothing else equals a state, and `==` says so.
+#: The types that a value may have. Nothing else equals a state, and `==` says so.
 _VALUES = (int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple, dict)
 
-#: These combine filters as well, which are callable, and which say themselves that a state is none.
+#: These also combine filters, which are callable, and whose own errors say that a state is not a filter.
 _OF_FILTERS = ("__or__", "__ror__", "__and__", "__rand__")
 
 
@@ -122,7 +122,7 @@ _BINARY = {
     "xor": "^",
 }
 
-#: Methods that Python makes of others, where a kind defines the others: of which, and how.
+#: Methods that Python derives from others if a kind defines those: from which, and how.
 _FALLBACKS: dict[str, tuple[str, Callable[..., Any]]] = {
     **{f"__i{name}__": (f"__{name}__", lambda state, x: NotImplemented) for name in _BINARY},
     "__ne__": ("__eq__", object.__ne__),
@@ -164,7 +164,7 @@ _SLIPS = {
 
 
 def _install() -> None:
-    # Unseen by type checkers, which thereby find the slips themselves.
+    # Hidden from type checkers, which therefore find the slips themselves.
     members: dict[str, Any] = {name: _AttributeOfTheValue(name) for name in _ATTRIBUTES}
     members |= {name: _refusal(name, slip, slip) for name, slip in _SLIPS.items()}
     members["__setitem__"] = _refusal("__setitem__", "STATE[i] = x", "STATE = STATE.at[i].set(x)")

@@ -32,9 +32,9 @@ def batch_shape(key: Any) -> tuple[int, ...]:
 
 
 def split_for_lanes(key: Any, n: int) -> tuple[Any, Any]:
-    """What a key that `n` lanes share becomes, and the keys of the lanes, along a new leading axis.
+    """The new value of a key that `n` lanes share, and the keys of the lanes along a new leading axis.
 
-    Of a batch of keys each is split by itself: lane `i` gets a batch of the same shape.
+    In a batch of keys, each is split by itself: lane `i` gets a batch of the same shape.
     """
     if batch_shape(key) == ():
         keys = jr.split(key, n + 1)
@@ -45,15 +45,15 @@ def split_for_lanes(key: Any, n: int) -> tuple[Any, Any]:
     keys = split(key)
     if not is_typed_key(keys):
         return keys[0], keys[1:]
-    # As data: JAX's check of key reuse takes a part of an array of keys for the whole of it.
+    # As data: JAX's check of key reuse mistakes a part of an array of keys for the whole array.
     impl, data = jr.key_impl(keys), jr.key_data(keys)
     return jr.wrap_key_data(data[0], impl=impl), jr.wrap_key_data(data[1:], impl=impl)
 
 
 def as_key(value: Any) -> Any:
-    """A seed or a key as a random state holds it.
+    """A seed or a key in the form in which a random state holds it.
 
-    **Raises:** `TypeError` for what is neither.
+    **Raises:** `TypeError` for anything else.
     """
     if value is None or is_typed_key(value):
         return value

@@ -1,4 +1,4 @@
-"""What errors say of a state: where it stands, what happened to it, and what is right."""
+"""What errors say about a state: where it is, what happened to it, and what to write instead."""
 
 import re
 import sys
@@ -12,13 +12,13 @@ from .threads import local
 
 
 def describe(state: Any) -> str:
-    """A state in an error message: where it stands, if it knows, and what it is."""
+    """A state in an error message: its place, if known, and what it is."""
     cell = _origin(state)
     return f"`{cell.place}` ({type(state).__name__})" if cell is not None else f"`{state!r}`"
 
 
 def place_or_name(state: Any) -> str:
-    """A state as code: where it stands, if it knows, and otherwise `state`."""
+    """A state as code: its place, if known, and otherwise `state`."""
     cell = _origin(state)
     return cell.place if cell is not None else "state"
 
@@ -48,7 +48,7 @@ def frozen_message(state: Any) -> str:
 
 
 def _original_message(state: Any) -> str:
-    """What to say of a write to the original of a tree that is being recorded."""
+    """The message for a write to the original of a tree that is being recorded."""
     for recording in reversed(local.recordings):
         for index, frozen in enumerate(recording.frozen):
             if frozen is not state:
@@ -68,7 +68,7 @@ def _original_message(state: Any) -> str:
 
 
 def draw_message(state: Any) -> str:
-    """What to say of a draw that nobody records."""
+    """The message for a draw that is not recorded."""
     return (
         _foreign_message(state, "drawn from")
         or f"`{state!r}` was drawn from outside a recording. A draw replaces the key, so it happens in "
@@ -77,21 +77,21 @@ def draw_message(state: Any) -> str:
     )
 
 
-#: What else may be meant where a state is drawn from.
+#: The other thing that may be meant when a state is drawn from.
 WITHOUT_DRAWS = (
-    "Where nothing shall be drawn, as by dropout in evaluation: model = eqx.nn.inference_mode(model)."
+    "If nothing should be drawn, as in dropout in evaluation: model = eqx.nn.inference_mode(model)."
 )
 
 
 def _foreign_message(state: Any, what: str) -> str:
-    """What to say of a frozen state in a running function that got live ones."""
+    """The message for a frozen state in a running function that got live ones."""
     if not local.recordings or local.recordings[-1].original is not None:
         return ""
     return (
-        f"`{state!r}` was {what} in a function of {local.recordings[-1].title}, and came in by none of "
-        "its arguments: it was made in the function, or read by closure. Take a state of the tree from "
-        "the argument. One that is made here is not live: make it with its value, ps.State(value), or "
-        "make another, state = state.replace(value)."
+        f"`{state!r}` was {what} in a function of {local.recordings[-1].title}, but did not come in "
+        "through its arguments: it was made in the function, or read by closure. Take a state of the "
+        "tree from the argument. One that is made here is not live: make it with its value, "
+        "ps.State(value), or make another, state = state.replace(value)."
     )
 
 

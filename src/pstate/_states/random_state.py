@@ -1,8 +1,8 @@
 """Random states: a key that draws replace.
 
-The rule of a draw: `keys = split(key, 2)`; the state becomes `keys[0]`, and `keys[1]` is drawn with.
-A mapping over `n` lanes splits once more, `keys = split(key, n + 1)`, and only if a lane draws: the
-state becomes `keys[0]` and the lanes get the other `n`.
+The rule of a draw: `keys = split(key, 2)`; the state becomes `keys[0]`, and the draw uses
+`keys[1]`. A mapping over `n` lanes splits once more, `keys = split(key, n + 1)`, and only if a lane
+draws: the state becomes `keys[0]` and the lanes get the other `n`.
 """
 
 import math
@@ -28,19 +28,20 @@ Shape = Integer | tuple[int, ...] | None
 class RandomState(State[V]):
     """A stream of random numbers: a state that holds a key.
 
-    Draws happen inside a recording (a function run by `pstate.pure`, say), because each replaces the
-    key. Under a mapping each lane draws from a key of its own; `{None: ps.RandomState}` in
-    `state_in_axes` gives all lanes the same. With keys of the implementations `"rbg"` and `"unsafe_rbg"`
-    JAX draws for many lanes at once other numbers than for one, so that `chunk_size`, `pmap2` and
-    `lane(i)` give other draws than `vmap2`; with the default, `"threefry2x32"`, all give the same.
+    Draws happen inside a recording (for example in a function run by `pstate.pure`), because each
+    replaces the key. In a mapping each lane draws from its own key; `{None: ps.RandomState}` in
+    `state_in_axes` gives all lanes the same key. With the key implementations `"rbg"` and
+    `"unsafe_rbg"`, JAX draws different numbers for many lanes at once than for one, so
+    `chunk_size`, `pmap2` and `lane(i)` give other draws than `vmap2`; with the default,
+    `"threefry2x32"`, all give the same.
 
     **Arguments:**
 
-    - `seed_or_key`: an integer, a typed key of shape `()`, or a raw `uint32` key, which is kept raw.
-        A batch of keys is for mappings that map it along its axis.
+    - `seed_or_key`: an integer, a typed key of shape `()`, or a raw `uint32` key, which is kept
+        raw. It may also be a batch of keys, for mappings along the batch axis.
     - `tag`: as for `pstate.State`.
 
-    **Raises:** `TypeError` for what is neither a seed nor a key.
+    **Raises:** `TypeError` for anything but a seed or a key.
 
     !!! example
 
@@ -69,7 +70,7 @@ class RandomState(State[V]):
         **Returns:** a key of shape `()`, or keys of shape `(n,)` or `n`. With
         `keys = split(key, number + 1)` the state keeps `keys[0]` and the rest is returned.
 
-        **Raises:** `FrozenStateError` outside a recording; `ValueError` where the state holds a batch
+        **Raises:** `FrozenStateError` outside a recording; `ValueError` if the state holds a batch
         of keys.
 
         !!! example
@@ -104,8 +105,8 @@ class RandomState(State[V]):
         """A fresh key for any function of `jax.random`. The same as `split_key()`."""
         return self.split_key()
 
-    # Distributions, in NumPy's manner: parameters, then `size`, then `dtype`. Without `size` the result
-    # has the shape to which the parameters broadcast; without `dtype` JAX's usual type of number.
+    # Distributions, as in NumPy: parameters, then `size`, then `dtype`. Without `size` the result
+    # has the shape to which the parameters broadcast; without `dtype` it has JAX's default type.
 
     def random(self, size: Shape = None, dtype: Any = None) -> Array:
         """Uniform on [0, 1). `size` is the shape of the result."""
@@ -130,7 +131,7 @@ class RandomState(State[V]):
         size: Shape = None,
         dtype: Any = None,
     ) -> Array:
-        """Normal, cut to [lower, upper], which count standard deviations from `loc`."""
+        """Normal, truncated to [lower, upper], in standard deviations from `loc`."""
         shape = _shape(size, lower, upper, loc, scale)
         drawn = jr.truncated_normal(self.key(), lower, upper, shape, **_given(dtype))
         return _as(dtype, loc) + _as(dtype, scale) * drawn
@@ -142,7 +143,7 @@ class RandomState(State[V]):
         return jnp.exp(self.normal(mean, sigma, size, dtype))
 
     def integers(self, low: Any, high: Any = None, size: Shape = None, dtype: Any = None) -> Array:
-        """Integers of [low, high), or of [0, low) without `high`; int32 without `dtype`."""
+        """Integers from [low, high), or from [0, low) without `high`; int32 without `dtype`."""
         low, high = (0, low) if high is None else (low, high)
         return jr.randint(self.key(), _shape(size, low, high), low, high, **_given(dtype))
 
@@ -195,12 +196,12 @@ class RandomState(State[V]):
         return jr.choice(self.key(), a, _shape(size), replace, p)
 
     def permutation(self, x: Any) -> Array:
-        """`x` shuffled along its first axis, or the integers of [0, x) shuffled."""
+        """`x` shuffled along its first axis, or the integers from [0, x) shuffled."""
         return jr.permutation(self.key(), x if isinstance(x, int) else jnp.asarray(x))
 
 
 def shape_of_keys(state: State) -> tuple[int, ...] | None:
-    """The shape of the batch of keys in a random state, `()` for one; `None` for any other state."""
+    """The shape of the batch of keys in a random state, `()` for one key; `None` for other states."""
     if not isinstance(state, RandomState):
         return None
     cell: Cell | None = state._cell
@@ -220,5 +221,5 @@ def _given(dtype: Any) -> dict[str, Any]:
 
 
 def _as(dtype: Any, parameter: Any) -> Any:
-    """A parameter that does not change the type of what is drawn."""
+    """A parameter that does not change the dtype of the draw."""
     return parameter if dtype is None else jnp.asarray(parameter, dtype)

@@ -1,7 +1,7 @@
 """Which of JAX's or Equinox's transforms is running the user's function, for messages.
 
-JAX has no public way to ask. Its frames on the stack say so by the names of public functions; where they
-do not, messages speak of transforms in general.
+JAX has no public way to ask. The names of public functions in its stack frames tell which one it
+is; if they do not, messages mention transforms in general.
 """
 
 import re
@@ -16,7 +16,7 @@ from .threads import local
 
 
 class Raw(NamedTuple):
-    """A transform that threads no states, and the line by which the one that does is called."""
+    """A transform that threads no states, and the line that calls its counterpart that does."""
 
     name: str
     line: str
@@ -131,12 +131,12 @@ def running() -> Running | None:
             break
         function = frame.f_code
     if found is None or function is None or function.co_filename.startswith(_INSTALLED):
-        return None  # nobody can change what a library runs
+        return None  # the user cannot change what a library runs
     return Running(found, function)
 
 
 def _frames() -> Iterator[tuple[str, types.FrameType]]:
-    """The frames from the user's function outwards, past ours in which the write is looked at."""
+    """The frames from the user's function outwards, without our frames that handle the write."""
     frame: types.FrameType | None = users_frame(sys._getframe())[1]
     while frame is not None:
         package = package_of(frame)
@@ -146,7 +146,7 @@ def _frames() -> Iterator[tuple[str, types.FrameType]]:
 
 
 def trace_message(place: str, kind: str, recording: Any) -> str:
-    """What to say of a write under another trace than that of its recording."""
+    """The message for a write under another trace than that of its recording."""
     root = root_of(place)
     start = f"`{place}` ({kind}) was written under a JAX trace inside {recording.title}: "
     found, inner = running(), local.recordings[-1]
@@ -168,7 +168,7 @@ def trace_message(place: str, kind: str, recording: Any) -> str:
 
 
 def copy_message(place: str, kind: str) -> str:
-    """What to say of a write to a copy of a live state that is live no more."""
+    """The message for a write to a copy of a live state that is no longer live."""
     found = running()
     start = f"`{place}` ({kind}) was written through a changed copy of its live tree"
     if found is not None:
@@ -184,6 +184,6 @@ def copy_message(place: str, kind: str) -> str:
 
 
 def root_of(place: str) -> str:
-    """The name that a place starts with."""
+    """The name with which a place starts."""
     found = re.match(r"\w+", place)
     return found[0] if found else "tree"

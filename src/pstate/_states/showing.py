@@ -1,6 +1,7 @@
-"""How a state shows itself, in text and in treescope.
+"""How a state is shown, as text and in treescope.
 
-Looking is not reading: a live state does not note it, and a value that was not drawn yet stays so.
+Looking is not reading: a live state does not record it, and a value that was not yet drawn stays
+so.
 """
 
 import sys
@@ -15,7 +16,7 @@ from .deferred import Deferred
 
 
 class _NotDrawn:
-    """Stands where a random state's key will be."""
+    """A placeholder for the key that a random state will have."""
 
     def __repr__(self) -> str:
         return "<not drawn yet>"
@@ -25,7 +26,7 @@ _NOT_DRAWN = _NotDrawn()
 
 
 def held(state: Any) -> Any:
-    """What a state holds as it stands: `None` where empty, `Deferred` where not computed yet."""
+    """What a state holds now: `None` if it is empty, a `Deferred` if it is not computed yet."""
     cell = state._cell
     return state._child if cell is None else cell.value
 
@@ -63,10 +64,10 @@ def _shown_array(value: Any) -> Any:
 
 
 def treescope_of(state: Any, path: str | None, subtree_renderer: Callable[..., Any]) -> Any:
-    """A state as treescope draws it: its attributes, in the colour of its kind.
+    """A state as treescope shows it: its attributes, in the colour of its kind.
 
-    Only treescope calls this, so it is there. It is looked up because importing it costs about 80 ms,
-    which those who do not use it would pay at each start.
+    Only treescope calls this, so it is imported already. It is not imported here because that costs
+    about 80 ms, which users without treescope would pay at each start.
     """
     treescope: Any = sys.modules["treescope"]
     value, attributes = _shown_value(state), {}

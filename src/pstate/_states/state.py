@@ -117,17 +117,8 @@ class State(ForgottenValue, Generic[V]):
         cell = self._cell
         if local.threaded:
             note_read(self)
-        if cell is None:
-            value = self._peek()
-            if local.watch is not None:
-                watch_read(self, value)
-            value = copy(value)
-        else:
-            watch = local.watch
-            # A live state from outside the compiled body is captured, wherever it was last written.
-            if watch is not None and not (cell.written and cell.recording.watch is watch):
-                watch_read(self, cell.get())
-            value = cell.hand_out()
+        value = self._received()
+        value = copy(value) if cell is None else cell.hand_out()
         if value is None:
             raise UninitializedStateError(empty_message(self))
         return value
@@ -157,6 +148,14 @@ class State(ForgottenValue, Generic[V]):
         if not is_leaf(value):
             _refuse_states_inside(type(self), value)
         return as_value(value, old)
+
+    def _received(self) -> Any:
+        """The value as it is, `None` if empty. A body that is being compiled notices the read."""
+        value, watch, cell = self._peek(), local.watch, self._cell
+        # A live state from outside the compiled body is captured, wherever it was last written.
+        if watch is not None and (cell is None or not cell.written or cell.recording.watch is not watch):
+            watch_read(self, value)
+        return value
 
     def _peek(self) -> Any:
         """The value as it is, `None` if empty, without any check or copy."""

@@ -1,8 +1,8 @@
 """Programs compiled ahead of their calls: `ps.jit(f).lower(model, x).compile()`.
 
-A *lowered* program has been traced for one signature, and an *executable* compiled for it. An executable
-is a stateful function like any other, and takes the arguments of the function. It refuses those of any
-other signature, since nothing is traced again.
+A *lowered* program has been traced for one signature, and an *executable* compiled for it. An
+executable is a stateful function like any other, and takes the arguments of the function. It
+refuses arguments with any other signature, since nothing is traced again.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from .._programs.donation import Argument, kept_arguments, with_buffers_of_their
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given:
-    """What a program that was lowered gives up: operands, those of them that are idle, and its note.
+    """The buffers that a lowered program gives up: operands, idle ones among them, and its note.
 
-    `by_argument` are the arguments that give up all their buffers, and `kept` those of which somebody
-    was known to go on with, so that they do not.
+    `by_argument` are the arguments that give up all their buffers, and `kept` those that were known
+    to be used afterwards, so that they do not.
     """
 
     donated: tuple[int, ...]
@@ -56,7 +56,7 @@ class Form:
         return Form(call.signature, statics, call.aliases, avals)
 
     def refuse_other(self, call: Call, statics: tuple[Any, ...], code: str) -> None:
-        """Raise where a call has another form, but for shapes and dtypes.
+        """Raise if a call has another form, apart from shapes and dtypes.
 
         **Raises:** `TypeError`.
         """
@@ -66,17 +66,16 @@ class Form:
             if one != other:
                 raise TypeError(
                     f"{code} was compiled for other arguments: `{_place(call, i)}` is "
-                    f"{call.leaves[i]!r}, which is no array and therefore part of the program, and was "
-                    f"another then. {_AGAIN}"
+                    f"{call.leaves[i]!r}, which is not an array and therefore part of the program, and "
+                    f"was different then. {_AGAIN}"
                 )
         if call.aliases != self.aliases:
             raise TypeError(
-                f"{code} was compiled for other arguments: which places are one state has changed. "
-                f"{_AGAIN}"
+                f"{code} was compiled for other arguments: other places now share one state. {_AGAIN}"
             )
 
     def refuse_other_types(self, call: Call, operands: Sequence[Any], code: str) -> None:
-        """Raise where an operand has another shape or dtype.
+        """Raise if an operand has another shape or dtype.
 
         **Raises:** `TypeError`.
         """
@@ -90,12 +89,12 @@ class Form:
                 )
 
     def _other(self, call: Call) -> str:
-        """Which argument has another structure."""
+        """The argument that has another structure."""
         mine, other = self.signature, call.signature
         if mine.n_args != other.n_args:
-            return f"{mine.n_args} by position, and {other.n_args} were passed"
+            return f"{mine.n_args} by position, but {other.n_args} were passed"
         if mine.keywords != other.keywords:
-            return f"{list(mine.keywords)} by keyword, and {list(other.keywords)} were passed"
+            return f"{list(mine.keywords)} by keyword, but {list(other.keywords)} were passed"
         for group in (ARGS, KWARGS, FN):
             olds, news = (x.treedef.children()[group] for x in (mine, other))
             if group == FN:
@@ -106,11 +105,11 @@ class Form:
                     by_position = names[which] if which < len(names) else f"args[{which}]"
                     name = mine.keywords[which] if group == KWARGS else by_position
                     return f"`{name}` is now {new}, and was {old}"
-        return "their structure, or that of the function, differs in what is no array"
+        return "their structure, or that of the function, differs in its non-array parts"
 
 
-#: What to do about another form.
-_AGAIN = "Lower and compile for these too, .lower(...).compile(), or call the function of ps.jit itself."
+#: The advice for a call of another form.
+_AGAIN = "Lower and compile for these too, .lower(...).compile(), or call the ps.jit function itself."
 
 
 def _place(call: Call, leaf: int) -> str:
@@ -120,12 +119,13 @@ def _place(call: Call, leaf: int) -> str:
 class Executable(Lifted):
     """What `lower(...).compile()` returns: a stateful function, compiled for one signature.
 
-    It has besides what a `jax.stages.Compiled` has: `as_text`, `cost_analysis`, `memory_analysis`, ...
+    It also has the methods of a `jax.stages.Compiled`: `as_text`, `cost_analysis`,
+    `memory_analysis`, ...
     """
 
     __slots__ = ("compiled", "form", "given")
 
-    fun: Any  # what `jit` returns
+    fun: Any  # a `Jit`
     compiled: Any
     form: Form
     given: Given | None
@@ -162,14 +162,14 @@ class Executable(Lifted):
         return note, note.result(results, operands)
 
     def _refuse_kept(self, call: Call, contract: Contract | None, given: Given) -> None:
-        """Raise where somebody goes on with an argument that gives up all its buffers."""
+        """Raise if an argument that gives up all its buffers is used afterwards."""
         kept = kept_arguments(call, contract) & given.by_argument
         if kept - given.kept:
             code = code_of(self.fun)
             raise StateError(
                 f"{code} was lowered by itself, and so gives up every buffer of the arguments that it "
-                "donates. Now `pure` or a recording goes on with one of them, of which only what is "
-                f"overwritten may be given up. Lower it as it is called: ps.pure({code}).lower(...)."
+                "donates. But `pure` or a recording still needs one of them, of which only overwritten "
+                f"buffers may be given up. Lower it as it is called: ps.pure({code}).lower(...)."
                 "compile(), or in the recording."
             )
 
@@ -188,7 +188,7 @@ class PureExecutable(Pure):
 
     @property
     def _remade(self) -> Any:
-        # `jit` itself, which compiles once more: an executable cannot be made of another module.
+        # `jit` itself, which compiles again: an executable cannot be made for another module.
         executable: Any = self.fun
         return executable.fun
 
@@ -201,7 +201,8 @@ class PureExecutable(Pure):
 class Lowered:
     """A program that has been traced and lowered for one signature.
 
-    It has what a `jax.stages.Lowered` has: `as_text`, `cost_analysis`, `compiler_ir`, `out_info`, ...
+    It has the methods of a `jax.stages.Lowered`: `as_text`, `cost_analysis`, `compiler_ir`,
+    `out_info`, ...
     """
 
     def __init__(self, lowered: Any, executable: Callable[[Any], Any]):
@@ -213,8 +214,8 @@ class Lowered:
 
         - `compiler_options`: as in `jax.stages.Lowered.compile`.
 
-        **Returns:** what is called with the arguments of the function that was lowered, and gives what
-        that gives; for arguments of this signature alone. It has what a `jax.stages.Compiled` has.
+        **Returns:** a function with the arguments and the results of the function that was lowered,
+        for arguments with this signature only. It has the methods of a `jax.stages.Compiled`.
         """
         return self._executable(self._lowered.compile(compiler_options=compiler_options))
 

@@ -1,10 +1,10 @@
-"""Loops with a condition that have a gradient in reverse mode.
+"""Loops with a condition that have a reverse-mode gradient.
 
-Equinox has them. Of its two kinds, one runs at most `max_steps` in loops of known lengths and has both
-modes; the other keeps the carry of some steps, and computes the others again in the backward pass.
+Equinox provides them. One kind runs at most `max_steps` steps, in loops of known lengths, and has
+both modes; the other keeps the carry of some steps, and recomputes the others in the backward pass.
 
-Always: Equinox is given the traced body, without what it only passes through. Keys go in as what they
-are made of: Equinox keeps arrays only.
+Always: Equinox gets the traced body, without the values that it only passes through. Keys go in as
+their data, because Equinox keeps only arrays.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ class Bounds:
 def bounded_while_loop(
     condition: Callable[[Any], Any], step: Callable[[Any], Any], init: Any, bounds: Bounds
 ) -> Any:
-    """As `jax.lax.while_loop`, with bounds and a gradient in reverse mode.
+    """`jax.lax.while_loop` with bounds and a reverse-mode gradient.
 
-    **Raises:** `TypeError` where the condition is no `bool` of shape `()`.
+    **Raises:** `TypeError` if the condition is not a `bool` of shape `()`.
     """
     leaves, treedef = jtu.tree_flatten(init)
     flat = lambda leaves, more: jtu.tree_leaves(step(treedef.unflatten(leaves)))
@@ -78,6 +78,6 @@ def _condition(condition: Callable[..., Any], leaves: Sequence[Any]) -> Callable
 
 
 def _implementation(leaf: Any) -> Any:
-    """How the keys of a leaf are made; `None` of one that has none."""
+    """The implementation of the keys of a leaf; `None` for other leaves."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jr.key_impl(leaf) if is_key else None

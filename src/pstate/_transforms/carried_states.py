@@ -1,9 +1,9 @@
-"""States that a loop or a branch holds.
+"""The states that a loop or a branch holds.
 
-JAX's loops and branches take arrays and give arrays of the same types back. A *held* state goes in with
-its newest value and comes out with its newest value, whether or not it was written: JAX sees by itself
-what only passes through. Two places that are one state, in two branches of one module say, are held
-once.
+JAX's loops and branches take arrays and return arrays of the same types. A *held* state goes in
+with its current value and comes out with its current value, whether or not it was written: JAX
+itself sees which arrays only pass through. Two places that are one state, such as in two branches
+bound to one module, are held once.
 """
 
 import dataclasses
@@ -33,18 +33,18 @@ class CarriedStates:
         return [list(leaves[slot.start : slot.stop]) for slot in self.slots]
 
     def leaf_indices(self) -> list[int]:
-        """Where those leaves stand in a call."""
+        """The indices of those leaves in a call."""
         return [i for slot in self.slots for i in range(slot.start, slot.stop)]
 
     def put(self, leaves: list[Any], slots: Sequence[Slot], values: Sequence[Any]) -> None:
-        """Give all places of the held states these leaves."""
+        """Put these leaves at all places of the held states."""
         by_slot = {held.index: value for held, value in zip(self.slots, values, strict=True)}
         for slot in slots:
             if slot.index in self.representative:
                 leaves[slot.start : slot.stop] = by_slot[self.representative[slot.index]]
 
     def newest(self, run: Run, leaves: Sequence[Any]) -> list[Any]:
-        """The value of each held state after a run: written, or as it came."""
+        """The value of each held state after a run: written, or as it came in."""
         writes = {self.representative.get(i): value for i, value in run.writes.items()}
         return [
             writes[slot.index] if slot.index in writes else slot.value(leaves) for slot in self.slots
@@ -65,16 +65,16 @@ def carried_states(body: FlatFunction, is_held: Callable[[Slot], bool]) -> Carri
 def refuse_changed_states(
     body: FlatFunction, held: CarriedStates, run: Run, leaves: Sequence[Any]
 ) -> None:
-    """Raise where a loop's body wrote a held state with a value of another type.
+    """Raise if a loop's body wrote a value of another type to a held state.
 
-    A weakly typed value may become strong: JAX changes it before the loop, as it does in its own.
+    A weakly typed value may become strong: JAX converts it before the loop, as in its own loops.
     """
     for index, value in run.writes.items():
         if index not in held.representative:
             continue
         slot = body.signature.layout.slots[index]
         before, after = slot.value(leaves), value
-        what = "and the body wrote one that does"
+        what = "but the body wrote one that does"
         refuse_varying(body, slot, varying(before), varying(after), what)
         if not same_type(before, after):
             advice = (
@@ -86,7 +86,7 @@ def refuse_changed_states(
             )
             raise StateTypeError(
                 f"`{body.place(index)}` ({slot.kind.__name__}) came into {body.described.fn} as "
-                f"{shown_type(before)}, and the body wrote {shown_type(after)}. A loop keeps types: "
+                f"{shown_type(before)}, but the body wrote {shown_type(after)}. A loop keeps types: "
                 f"{advice}"
             )
 
@@ -99,18 +99,18 @@ def varying(value: Any) -> frozenset[Any]:
 def refuse_varying(
     body: FlatFunction, slot: Slot, before: frozenset[Any], after: frozenset[Any], what: str
 ) -> None:
-    """Raise where a held state varies over more of the mesh than the value that it has to agree with."""
+    """Raise if a held state varies over more of the mesh than the value that it must agree with."""
     axes = tuple(sorted(after - before))
     if axes:
         raise StateTypeError(
             f"`{body.place(slot.index)}` ({slot.kind.__name__}) has a value in {body.described.fn} that "
-            f"does not vary over the mesh axes {axes}, {what}. Their types must agree: let it vary "
-            f"before, state.value = {PCAST.format(axes=axes)}."
+            f"does not vary over the mesh axes {axes}, {what}. Their types must agree: make it vary "
+            f"first, state.value = {PCAST.format(axes=axes)}."
         )
 
 
 def same_type(before: Any, after: Any) -> bool:
-    """Whether two values have the same structure, shapes and dtypes, but for weak types before."""
+    """Whether two values have the same structure, shapes and dtypes, up to weak types before."""
     old, old_treedef = jtu.tree_flatten(before)
     new, new_treedef = jtu.tree_flatten(after)
     return old_treedef == new_treedef and all(

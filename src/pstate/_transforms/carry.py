@@ -1,7 +1,7 @@
-"""The carry of a loop: what the body is given, and gives back in the same tree with the same types.
+"""The carry of a loop: the body gets it, and returns the same tree with the same types.
 
-States in a carry are data: they may be read, and come back in a new carry. Whatever is no array stays
-as it is.
+States in a carry are data: they may be read, and come back in a new carry. Non-array leaves are
+static.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +25,10 @@ CARRY = (ARGS, 0)
 
 
 def refuse_live(call: Call, fn_code: str, line: str, alone: str) -> None:
-    """Raise if a live state stands in the carry.
+    """Raise if there is a live state in the carry.
 
-    `line` and `alone` are the rewritten call, where the carry has more than the tree of that state and
-    where it is that tree; they take the name of the tree.
+    `line` and `alone` are the rewritten call, for a carry that has more than the tree of that state
+    and for one that is that tree; they take the name of the tree.
     """
     signature = call.signature
     for index, state in enumerate(call.states):
@@ -38,11 +38,11 @@ def refuse_live(call: Call, fn_code: str, line: str, alone: str) -> None:
         whole = not isinstance(call.args[0], dict | list | tuple) or _is_all_states(call)
         tree = signature.root(index, call.names) if whole else "model"
         raise StateTypeError(
-            f"`{place}` ({type(state).__name__}) is live and stands in the carry of {fn_code}, which "
-            "would give back a copy in which nobody records writes. A loop threads the states of what "
+            f"`{place}` ({type(state).__name__}) is live and is in the carry of {fn_code}, which "
+            "would give back a copy in which writes are not recorded. A loop threads the states that "
             "its function is bound to. Rewrite the line, and let the function take the tree first and "
             f"not return it:\n    {(alone if whole else line).format(tree=tree)}\n"
-            "Where the function makes a new tree and writes nothing, carry the tree as data: "
+            "If the function makes a new tree and writes nothing, carry the tree as data: "
             f"ps.freeze({tree})."
         )
 
@@ -54,14 +54,14 @@ def _is_all_states(call: Call) -> bool:
 
 
 def data_of(body: FlatFunction) -> Callable[[int], str | None]:
-    """The states of a carry, which are data, and what to say of a write to one."""
+    """The states of a carry, which are data, and the message for a write to one."""
 
     def about(index: int) -> str | None:
         if body.signature.argument_of_slot[index] != CARRY:
             return None
         kind = body.signature.layout.slots[index].kind.__name__
         return (
-            f"`{body.place(index)}` ({kind}) stands in the carry of {body.described.fn} and was "
+            f"`{body.place(index)}` ({kind}) is in the carry of {body.described.fn} and was "
             "written. A carry is data that the body returns: return a new carry, with "
             "state.replace(value) in it; or thread the state: bind the function to the tree that holds "
             "it, ft.partial(f, tree)."
@@ -73,7 +73,7 @@ def data_of(body: FlatFunction) -> Callable[[int], str | None]:
 def new_leaves(body: FlatFunction, leaves: Sequence[Any], indices: Sequence[int], new: Any) -> list[Any]:
     """The arrays of a carry that a body returned, in the order of `indices`.
 
-    **Raises:** `TypeError` where it has another tree, other types, or other static leaves.
+    **Raises:** `TypeError` if it has another tree, other types, or other static leaves.
     """
     treedef = body.signature.treedef.children()[ARGS].children()[0]
     got, got_treedef = jtu.tree_flatten(new)
@@ -82,11 +82,11 @@ def new_leaves(body: FlatFunction, leaves: Sequence[Any], indices: Sequence[int]
     came = leaves[start : start + treedef.num_leaves]
     if got_treedef != treedef:
         raise TypeError(
-            f"The carry of {fn} came in as {shown_type(treedef.unflatten(came))} and the body returned "
+            f"The carry of {fn} came in as {shown_type(treedef.unflatten(came))} but the body returned "
             f"{shown_type(new)}. A loop keeps the tree of its carry: return a carry with the same "
             "containers and states."
         )
-    # A number may be returned where it becomes the carry's type, as in JAX.
+    # A number may be returned if it converts to the carry's type, as in JAX.
     numbers = (bool, int, float, complex)
     mask = operand_mask(came)
     got = [
@@ -98,13 +98,13 @@ def new_leaves(body: FlatFunction, leaves: Sequence[Any], indices: Sequence[int]
         place = to_place("carry", body.signature.within(key_path))
         if is_array and not same_type(old, now):
             raise TypeError(
-                f"`{place}` came into {fn} as {shown_type(old)}, and the body returned "
+                f"`{place}` came into {fn} as {shown_type(old)}, but the body returned "
                 f"{shown_type(now)}. A loop keeps the types of its carry: return the same shape and "
                 "dtype, jnp.asarray(new, old.dtype), or give it the other type before the loop."
             )
         if not is_array and exact_key(old) != exact_key(now):
             raise TypeError(
-                f"`{place}` came into {fn} as {old!r}, which is no array and therefore stays as it is, "
-                f"and the body returned {now!r}. Carry an array: jnp.asarray(...)."
+                f"`{place}` came into {fn} as {old!r}, which is not an array and therefore static, "
+                f"but the body returned {now!r}. Carry an array: jnp.asarray(...)."
             )
     return [got[i - start] for i in indices]

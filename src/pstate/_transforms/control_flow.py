@@ -1,7 +1,7 @@
-"""What loops and branches share.
+"""The common base of loops and branches.
 
-They are statements, `scan(f, init, xs)`. Called eagerly they are compiled once for each signature and
-cached, like a mapping; under a trace they are inlined.
+They are statements, `scan(f, init, xs)`. Called eagerly, they are compiled once for each signature
+and cached, like a mapping; under a trace they are inlined.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class ControlFlow(Statement, Compiled, Lifted):
     __slots__ = ()
 
     fun: Any  # a callable, or several
-    #: Whether the function is called once and again.
+    #: Whether the function is called repeatedly.
     _repeats: ClassVar[bool] = True
 
     def __init__(self, fun: Any, **options: Any):
@@ -58,13 +58,13 @@ class ControlFlow(Statement, Compiled, Lifted):
                 raise TypeError(_boundary_message(one, self._code().partition("(")[0]))
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        # A carry is taken apart and put together in the loop, and so must be a tree from the start.
+        # A carry is taken apart and put together in the loop, so it must be a tree from the start.
         args = tuple(map(unpacked, args))
         kwargs = {name: unpacked(value) for name, value in kwargs.items()}
         call = Call(self.fun, args, kwargs)
         n = call.treedef.children()[0].num_leaves
         if any(isinstance(leaf, _CONVERTED) for leaf in call.leaves[n:]):
-            # As in JAX, numbers are arrays. Those inside modules are configuration, here as anywhere.
+            # As in JAX, numbers are arrays. Those inside modules are configuration, here as elsewhere.
             is_array = arrays_of((args, kwargs), call.leaves[n:])
             call.leaves[n:] = [
                 _converted(x) if is_one and isinstance(x, _CONVERTED) else x
@@ -90,16 +90,16 @@ class ControlFlow(Statement, Compiled, Lifted):
 def _boundary_message(fn: Pure, statement: str) -> str:
     inner, root = code_of(fn.fun), root_name(carrier_of(fn))
     return (
-        f"{statement} got {code_of(fn)}, which starts from the `{root}` that it was made of, each time "
-        "that it is called: nothing would go from one call to the next. Use the function itself, and "
-        "put the boundary around:\n"
+        f"{statement} got {code_of(fn)}, which starts from the `{root}` that it was built from, each "
+        "time that it is called: nothing would go from one call to the next. Use the function itself, "
+        "and put ps.pure around the statement:\n"
         f"    out, {root} = ps.pure(lambda {root}: {statement}({inner}, ...))({root})"
     )
 
 
 def _converted(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray | np.generic):
-        # NumPy's still, since under a trace JAX would copy it in an equation of its own.
+        # Still a NumPy array, since under a trace JAX would copy it in a separate equation.
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
     return jnp.asarray(leaf)
 

@@ -1,7 +1,7 @@
 """The compiled programs of calls of one structure.
 
-There is one for each set of shapes, of operands that are given up, and of shardings. What a call needs
-is worked out once, from a trace of its own that serves them all: its *plan*.
+There is one for each set of shapes, donated operands, and shardings. What a call needs is worked
+out once, from a separate trace that serves all of them: its *plan*.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from .placement import Placement, Result, spread_sharding, whole_on
 class _Plan:
     """How calls of some shapes and shardings run.
 
-    `donated` are the operands that give up their buffers. Of these *idle* is the buffer of a state that
-    is written and never read: JAX drops the operand, and the buffer has to be given up by hand. (To keep
-    such operands, by `keep_unused`, costs JAX 0.12 the constants of the program, which then are never
-    collected.) `moved` are operands that are brought to a sharding before.
+    `donated` are the operands that give up their buffers. An *idle* one is the buffer of a state
+    that is written but never read: JAX drops the operand, and the buffer has to be given up by
+    hand. (Keeping such operands, by `keep_unused`, means in JAX 0.12 that the constants of the
+    program are never collected.) `moved` are operands that are resharded beforehand.
     """
 
     donated: tuple[int, ...]
@@ -42,7 +42,7 @@ class _Plan:
 
 
 def in_place(arrays: list[Any], moved: dict[int, Any]) -> list[Any]:
-    """The operands, with some of them brought to shardings."""
+    """The operands, with some of them resharded."""
     if not moved:
         return arrays
     brought = put([arrays[i] for i in moved], list(moved.values()))
@@ -77,7 +77,7 @@ class JitEntry:
         return self._looked_at(lambda: self.call(arrays))
 
     def call(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        """Run, and give up nothing. `Captured` comes out as it is."""
+        """Run without giving up buffers. `Captured` is raised as it is."""
         if not self.placed and not self._keeps(arrays):
             return self.compiled.call(*arrays)
         if not is_eager():
@@ -86,7 +86,7 @@ class JitEntry:
         return plan.compiled.call(*in_place(arrays, plan.moved))
 
     def _call_traced(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        """Run as a part of a program that is being traced: constrained in it."""
+        """Run as part of a program that is being traced: the arrays are constrained in it."""
         arrays = _constrained(arrays, self.placement.of_operands(arrays))
         outs, note = self.compiled.call(*arrays)
         results = self.placement.of_results(note, outs, [None] * len(arrays), arrays)
@@ -95,7 +95,7 @@ class JitEntry:
     def run_donating(
         self, arrays: list[Any], kept: frozenset[Argument], check: Callable[[Note], None]
     ) -> tuple[list[Any], Note]:
-        """Run, and give up buffers. `check` raises where the call will be refused: it must not run."""
+        """Run, and give up buffers. `check` raises if the call will be refused: it must not run."""
         plan = self._looked_at(lambda: self._plan(arrays, kept))
         check(plan.note)
         arrays = with_buffers_of_their_own(in_place(arrays, plan.moved), plan.donated)
@@ -105,11 +105,11 @@ class JitEntry:
         return result
 
     def jaxpr(self, avals: Sequence[Any]) -> Any:
-        """The program; a call that ran is not traced again."""
+        """The program; a call that has run is not traced again."""
         return self._looked_at(lambda: self.jitted.trace(*avals).jaxpr)
 
     def lower(self, arrays: Sequence[Any], kept: frozenset[Argument]) -> tuple[Any, Given | None]:
-        """The program, lowered, and what it gives up."""
+        """The program, lowered, and the buffers that it gives up."""
         donates = self.program.donates
         if not donates and not self.placed and not self._keeps(arrays):
             return self._looked_at(lambda: self.jitted.lower(*arrays)), None
@@ -125,7 +125,7 @@ class JitEntry:
             raise self.error(captured) from None
 
     def error(self, captured: Captured) -> CapturedStateError:
-        """What to raise where the body read a captured state."""
+        """The error to raise if the body read a captured state."""
         return CapturedStateError(captured_message(self.program.described.fn, captured.shown))
 
     # Plans --------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class JitEntry:
 
     def _made(self, arrays: list[Any], kept: frozenset[Argument], spread: bool) -> _Plan:
         wanted = self.placement.of_operands(arrays)
-        # By hand: an array that `jax.jit` brings there is of another type than one that is there.
+        # By hand: an array that `jax.jit` reshards has another type than one that is already there.
         moved: dict[Any, Any] = {
             i: w for i, (x, w) in enumerate(zip(arrays, wanted, strict=True)) if w and _is_free(x)
         }
@@ -167,7 +167,7 @@ class JitEntry:
             moved |= free
             results = [r._replace(sharding=moved.get(r.operand, r.sharding)) for r in results]
             arrays = in_place(arrays, free)
-            if free:  # to JAX they are of other types now
+            if free:  # to JAX they have other types now
                 traced = self._jitted((), wanted, ()).trace(*arrays)
         outs, note = traced.out_info
         donated: tuple[int, ...] = ()
@@ -208,7 +208,7 @@ class JitEntry:
 
 @ft.cache
 def _several_devices() -> bool:
-    """Whether an array can lie on more than one device. Asked when arrays are there."""
+    """Whether an array can be on more than one device. Called when there are arrays."""
     return jax.device_count() > 1
 
 
@@ -218,7 +218,7 @@ _facts_of = operator.attrgetter("shape", "dtype", "weak_type", "sharding", "comm
 
 def _on_a_mesh(arrays: Sequence[Any]) -> bool:
     try:
-        kinds = set(map(type, map(_sharding_of, arrays)))  # 0.1 us an array
+        kinds = set(map(type, map(_sharding_of, arrays)))  # 0.1 us per array
     except AttributeError:  # tracers, NumPy arrays
         kinds = {type(getattr(x, "sharding", None)) for x in arrays}
     return NamedSharding in kinds
@@ -236,7 +236,7 @@ def _facts(x: Any) -> Any:
 
 
 def _is_free(x: Any) -> bool:
-    """Whether JAX may move an array: it is not on a device, or on one where nobody has put it."""
+    """Whether JAX may move an array: it is not on a device, or was not placed there explicitly."""
     sharding = getattr(x, "sharding", None)
     return sharding is None or (
         isinstance(sharding, SingleDeviceSharding) and not getattr(x, "committed", True)
@@ -246,9 +246,9 @@ def _is_free(x: Any) -> bool:
 def _moved(
     arrays: Sequence[Any], wanted: Sequence[Any], where: Sequence[Any], results: Sequence[Result]
 ) -> dict[int, Any]:
-    """Arrays of written states that nobody has put anywhere, and where to bring them.
+    """Arrays of written states that were not placed anywhere, and where to put them.
 
-    Else they would come back from elsewhere, and the next call be compiled again.
+    Otherwise they would come back with another sharding, and the next call would be compiled again.
     """
     mesh = next((s.mesh for s in where if spread_sharding(s) is not None), None)
     otherwise = None if mesh is None else whole_on(mesh)
@@ -261,7 +261,7 @@ def _moved(
 
 
 def _leaves(result: Result, arrays: Sequence[Any], wanted: Sequence[Any]) -> bool:
-    """Whether a written state leaves where its array lies, whose buffer is of no use then."""
+    """Whether a written state moves to another sharding, so that its old buffer cannot be reused."""
     assert result.operand is not None
     here = wanted[result.operand] or getattr(arrays[result.operand], "sharding", None)
     return None not in (here, result.sharding) and here != result.sharding

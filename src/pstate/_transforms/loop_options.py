@@ -1,7 +1,7 @@
-"""The options of `scan` and `for_loop`, checked, and told apart by value.
+"""The options of `scan` and `for_loop`, checked, and compared by value.
 
-The *role* of what stands in `xs` is an axis along which it is sliced; `None`, the same in all steps; or
-`"carry"`, held from step to step, which states alone can be.
+The *role* of a leaf of `xs` is an axis along which it is sliced; `None`, if it is the same in all
+steps; or `"carry"`, if it is held from step to step, which only states can be.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ CARRIED = "carry"
 
 @dataclasses.dataclass(frozen=True)
 class LoopRule:
-    """What the states that a filter selects do in a loop."""
+    """The role in a loop of the states that a filter selects."""
 
     role: Any
     predicate: Callable[..., bool]
@@ -30,9 +30,10 @@ class LoopRule:
 
 @dataclasses.dataclass(frozen=True)
 class LoopOptions:
-    """How a loop goes. `has_carry` tells `scan` from `for_loop`.
+    """The options of a loop. `has_carry` distinguishes `scan` from `for_loop`.
 
-    Two are equal where they make the same program; what types hide from `==`, 1 and True, is beside it.
+    Two are equal if they make the same program; equal values of different types, 1 and True, are
+    compared separately.
     """
 
     has_carry: bool
@@ -54,7 +55,7 @@ class LoopOptions:
         object.__setattr__(self, "prefixes", prefixes)
 
     def code(self) -> list[str]:
-        """Those that are not the default, as code."""
+        """The non-default options, as code."""
         given = (
             ("length", self.length, None),
             ("reverse", self.reverse, False),
@@ -86,10 +87,10 @@ def loop_options(
     state_out_axes: StateAxes,
     checkpoints: Any,
 ) -> LoopOptions:
-    """The options of a loop as the user gave them, checked.
+    """The options of a loop, checked.
 
-    **Raises:** `TypeError` for a key of axis specs that is none, and for a filter of an unusable type;
-    `ValueError` for a count that is none.
+    **Raises:** `TypeError` for an invalid key in axis specs, and for a filter of an unusable type;
+    `ValueError` for an invalid count.
     """
     if length is not None and not isinstance(length, bool):
         length = as_count(length, "length", "the number of steps", least=0, example=10)
@@ -120,7 +121,7 @@ def _rules(spec: StateAxes, name: str, others: tuple[Any, ...]) -> tuple[LoopRul
     for key, filter_ in given.items():
         axis = as_index(key)
         if axis is None and not any(key is other or key == other for other in others):
-            also = ", None for what all steps share, and 'carry'" if others else ""
+            also = ", None for states that all steps share, and 'carry'" if others else ""
             raise TypeError(
                 f"The keys of {name} of a loop are axes{also}; got {key!r}. Write "
                 f"{name}={{0: ps.HiddenState}}."

@@ -1,4 +1,4 @@
-"""What each leaf of a loop's call does: it is held from step to step, sliced, or the same in all steps.
+"""The role of each leaf of a loop's call: held from step to step, sliced, or the same in all steps.
 
 A state of `xs` takes, in this order: the first rule of `state_in_axes` that matches; if it is a
 `NonBatchState`, the carry; if it is a `SownState`, no axis; else what `in_axes` says of its place, as
@@ -30,7 +30,7 @@ from .loop_options import CARRIED, LoopOptions
 class Roles:
     """The roles in calls of one structure.
 
-    `carried` are the arrays of the carry, and `axes` says along which axis the sliced leaves are, in
+    `carried` are the arrays of the carry, and `axes` has the axes along which leaves are sliced, in
     order. `of_slot` has the role of each state in `xs`.
     """
 
@@ -104,13 +104,13 @@ class Roles:
         if any(role is None for role in own) and any(role is not None for role in own):
             raise ValueError(
                 f"in_axes slices a part of `{self._body.place(slot.index)}` "
-                f"({slot.kind.__name__}), and a state is sliced as a whole or not at all. Give it one "
+                f"({slot.kind.__name__}), but a state is sliced as a whole or not at all. Give it one "
                 f"axis: state_in_axes={{0: {kind_code(slot.kind)}}}."
             )
         return own[0]
 
     def refuse_shared(self, cell: Cell) -> None:
-        """Raise where a state was written that is the same in all steps."""
+        """Raise if a state that is the same in all steps was written."""
         index = cell.index
         if index not in self.of_slot or self.of_slot[index] is not None:
             return
@@ -119,26 +119,26 @@ class Roles:
             return
         raise FrozenStateError(
             f"`{self._body.place(index)}` ({kind.__name__}) is the same in all steps of "
-            f"{self._body.described.fn}, and was written in one of them. Carry it from step to step, "
+            f"{self._body.described.fn}, but was written in one of them. Carry it from step to step, "
             f"state_in_axes={{'carry': {kind_code(kind)}}}; or slice it, state_in_axes="
             f"{{0: {kind_code(kind)}}}, with a value for each step."
         )
 
     def refuse_no_axis(self, leaves: Sequence[Any]) -> None:
-        """Raise where a leaf lacks the axis along which it is sliced."""
+        """Raise if a leaf does not have the axis along which it is sliced."""
         body = self._body
         for i, axis in self.axes.items():
             ndim = leaves[i].ndim
             if ndim and not -ndim <= axis < ndim:
                 place = body.place_of(body.signature.layout.key_path_of_leaf[i])
                 raise ValueError(
-                    f"`{place}` of {body.described.fn} is sliced along axis {axis}, and has shape "
+                    f"`{place}` of {body.described.fn} is sliced along axis {axis}, but has shape "
                     f"{tuple(leaves[i].shape)}. Give an axis that it has, in_axes=0, or share it among "
                     "the steps, in_axes=None."
                 )
 
     def out_axis(self, index: int, leaves: Sequence[Any]) -> int:
-        """Along which axis the written slices of a state are stacked."""
+        """The axis along which the written slices of a state are stacked."""
         signature = self._body.signature
         state = signature.layout.slots[index].state(leaves)
         found = _first(self._options.state_out_axes, signature.path(index), state)
@@ -147,9 +147,10 @@ class Roles:
         return 0 if self.of_slot.get(index) is None else self.of_slot[index]
 
     def out_axes(self, y: Any, leaves: Sequence[Any], is_array: Sequence[bool]) -> list[int]:
-        """Along which axis each array of an output is stacked.
+        """The axis along which each array of an output is stacked.
 
-        **Raises:** `ValueError` where `out_axes` is no prefix of the output, and for one that is `None`.
+        **Raises:** `ValueError` if `out_axes` is not a prefix of the output, and for one that is
+        `None`.
         """
         out_axes, fn = self._options.out_axes, self._body.described.fn
         axes: list[Any] = [None] * len(leaves)
@@ -157,13 +158,13 @@ class Roles:
             spread_prefix(out_axes, y, axes, 0, lambda axis, leaves: [axis] * len(leaves))
         except ValueError:
             raise ValueError(
-                f"out_axes={out_axes!r} of {fn} is no prefix of what its function returns, "
+                f"out_axes={out_axes!r} of {fn} is not a prefix of what its function returns, "
                 f"{jtu.tree_structure(y)}. Give one axis for the whole of it: out_axes=0."
             ) from None
         found = [axis for axis, is_one in zip(axes, is_array, strict=True) if is_one]
         if None in found:
             raise ValueError(
-                f"out_axes={out_axes!r} of {fn} gives no axis to an array that each step returns, and "
+                f"out_axes={out_axes!r} of {fn} gives no axis to an array that each step returns, but "
                 "steps may return different ones. Stack it, out_axes=0; or keep the last one in the "
                 "carry, or in a state."
             )
@@ -177,7 +178,7 @@ def _first(rules: Sequence[Any], path: Any, state: Any) -> int | None:
 def _spread(
     signature: Signature, in_axes: Any, described: Described, leaves: Sequence[Any], options: LoopOptions
 ) -> Sequence[Any]:
-    """The axis of each leaf by `in_axes`: in `scan` a prefix of `xs`, in `for_loop` as in mappings."""
+    """The axis of each leaf by `in_axes`: a prefix of `xs` in `scan`, as in mappings in `for_loop`."""
     if not options.has_carry:
         return spread_in_axes(signature, in_axes, described, leaves)
     try:
@@ -185,26 +186,26 @@ def _spread(
     except ValueError:
         xs = signature.treedef.children()[ARGS].children()[1]
         raise ValueError(
-            f"in_axes={in_axes!r} of {described.fn} is no prefix of the structure of xs, {xs}. Give "
+            f"in_axes={in_axes!r} of {described.fn} is not a prefix of the structure of xs, {xs}. Give "
             "one axis for the whole of it, in_axes=0, or a tree of axes like xs: in_axes={'a': 0}."
         ) from None
 
 
 def sliced_first(leaf: Any, axis: int) -> Any:
-    """A leaf with the axis first along which a loop slices."""
+    """A leaf with the axis along which a loop slices it moved to the front."""
     return leaf if axis == 0 else jnp.moveaxis(leaf, axis, 0)
 
 
 def stacked_at(stacked: Any, axis: int, place: str) -> Any:
-    """Stacked slices, whose axis is first, with that axis where it is wanted.
+    """Stacked slices, with the axis of the steps moved from the front to where it is wanted.
 
-    **Raises:** `ValueError` where there is no such axis.
+    **Raises:** `ValueError` if there is no such axis.
     """
     if axis == 0:
         return stacked
     if not -stacked.ndim <= axis < stacked.ndim:
         raise ValueError(
-            f"`{place}` has shape {tuple(stacked.shape)} when it is stacked with the steps first, and "
-            f"so there is no axis {axis} for the steps. Write out_axes=0."
+            f"`{place}` has shape {tuple(stacked.shape)} when it is stacked with the steps first, so "
+            f"there is no axis {axis} for the steps. Write out_axes=0."
         )
     return jnp.moveaxis(stacked, 0, axis)

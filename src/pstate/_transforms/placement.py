@@ -1,8 +1,9 @@
 """Where the operands and the results of a compiled call live.
 
-What `in_shardings` and `out_shardings` want comes first. Else operands are taken where they are, results
-are left to the compiler, and a written state goes back to where its array came from: left to the
-compiler it may come out elsewhere, and then the next call would be compiled again.
+`in_shardings` and `out_shardings` come first. Otherwise operands are taken where they are, results
+are left to the compiler, and a written state goes back to the sharding that its array came with:
+left to the compiler, it might come out with another one, and then the next call would be compiled
+again.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,10 @@ from .._trees.flattening import unflatten_frozen
 
 
 class Result(NamedTuple):
-    """Where a result of a compiled call is to live, `None` for wherever.
+    """Where a result of a compiled call is to live; `None` for anywhere.
 
-    `operand` is the position of the array of a written state that it takes the place of, if its shape is
-    the same.
+    `operand` is the position of the array of a written state that it replaces, if its shape is the
+    same.
     """
 
     operand: int | None
@@ -51,7 +52,7 @@ class Placement:
     # Operands -----------------------------------------------------------------------------------
 
     def of_operands(self, arrays: Sequence[Any]) -> list[Any]:
-        """The sharding that is wanted for each operand, or `None`."""
+        """The wanted sharding of each operand, or `None`."""
         if self.into is None:
             return [None] * len(arrays)
         program, layout = self.program, self.program.signature.layout
@@ -92,9 +93,9 @@ class Placement:
             return entries
         if len(prefix) != n:
             raise ValueError(
-                f"in_shardings has {len(prefix)} entries, and {described.fn} was called with {n} "
-                "positional arguments; a module that it is bound to is not counted. Give one entry to "
-                f"each, None where nothing is wanted: in_shardings=({'None, ' * n})."
+                f"in_shardings has {len(prefix)} entries, but {described.fn} was called with {n} "
+                "positional arguments, not counting a bound module. Give one entry for "
+                f"each, None if nothing is wanted: in_shardings=({'None, ' * n})."
             )
         args = unflatten_frozen(signature.treedef, range(n_leaves))[ARGS]
         for position, (one, arg) in enumerate(zip(prefix, args, strict=True)):
@@ -103,9 +104,9 @@ class Placement:
                 spread_prefix(one, arg, entries, signature.starts[position], _of_all)
             except ValueError:
                 raise ValueError(
-                    f"in_shardings for `{name}` of {described.fn} is no prefix of its structure, "
+                    f"in_shardings for `{name}` of {described.fn} is not a prefix of its structure, "
                     f"{jtu.tree_structure(arg)}. Give one entry for the whole argument, rules by "
-                    f"filter, or what ps.shardings({name}, rules, mesh) gives."
+                    f"filter, or the result of ps.shardings({name}, rules, mesh)."
                 ) from None
         return entries
 
@@ -135,9 +136,9 @@ class Placement:
             spread_prefix(self.out.prefix, tree, entries, 0, _of_all)
         except ValueError:
             raise ValueError(
-                f"out_shardings of {fn} is no prefix of the structure of its output, "
+                f"out_shardings of {fn} is not a prefix of the structure of its output, "
                 f"{note.out_treedef}. Give one entry for the whole output, or rules by filter; written "
-                "states are no part of the output, and are reached by rules."
+                "states are not part of the output: use rules for them."
             ) from None
         found: list[Any] = []
         for key_path, item in jtu.tree_flatten_with_path(tree, is_leaf=is_state)[0]:
@@ -175,13 +176,13 @@ class Placement:
 
 
 def spread_sharding(sharding: Any) -> Any:
-    """A sharding that is worth keeping, over several devices of a mesh; else `None`."""
+    """A sharding that is worth keeping, over several devices of a mesh; otherwise `None`."""
     several = isinstance(sharding, NamedSharding) and sharding.num_devices > 1
     return sharding if several else None
 
 
 def whole_on(mesh: Any) -> NamedSharding:
-    """On every device of a mesh, whole."""
+    """The sharding of an array that is whole on every device of a mesh."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -190,7 +191,7 @@ def _of_all(entry: Any, leaves: Sequence[Any]) -> list[Any]:
 
 
 def _refuse_elsewhere(leaf: Any, wanted: Any, place: str, what: str) -> None:
-    """Raise where an array was put elsewhere than is wanted, as `jax.jit` does."""
+    """Raise if an array is already placed differently, as `jax.jit` does."""
     if wanted is None or not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
         return
     if leaf.committed and not leaf.sharding.is_equivalent_to(wanted, leaf.ndim):
@@ -198,6 +199,6 @@ def _refuse_elsewhere(leaf: Any, wanted: Any, place: str, what: str) -> None:
         lies = f"by {spec_code(here.spec)}" if isinstance(here, NamedSharding) else f"on {here}"
         spec = spec_code(wanted.spec) if isinstance(wanted, NamedSharding) else wanted
         raise ValueError(
-            f"{place} was put {lies}, and {what} wants {spec}. Put it there once, before the call: "
-            f"ps.shard(tree, {{{spec}: ...}}, mesh); or leave out what does not fit."
+            f"{place} was put {lies}, but {what} wants {spec}. Put it there once, before the call: "
+            f"ps.shard(tree, {{{spec}: ...}}, mesh); or leave out the entry that does not fit."
         )

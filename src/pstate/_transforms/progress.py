@@ -1,8 +1,8 @@
 """A progress bar for compiled loops, drawn by tqdm on the host.
 
-The loop calls the host at most a hundred times, however long it is, and tqdm draws at most ten times a
-second. The count is passed to the bar, and not one step each time, so that lanes and devices that run
-the same loop together draw one bar.
+The loop calls the host at most a hundred times, however long it is, and tqdm draws at most ten
+times a second. Each call passes the count of steps, not a single step, so that lanes and devices
+that run the same loop together draw one bar.
 """
 
 import threading
@@ -28,10 +28,10 @@ Progress = bool | str | Mapping[str, Any] | None
 
 
 class BarOptions:
-    """The options of a bar, told apart by value, and files by identity, however alike they look.
+    """The options of a bar, compared by value, and files by identity, however similar they look.
 
-    They change nothing of what is computed, and yet the compiled loop has them: it draws with those that
-    it was compiled with.
+    They do not change what is computed, but the compiled loop depends on them: it draws with the
+    options that it was compiled with.
     """
 
     __slots__ = ("_key", "given")
@@ -53,7 +53,7 @@ class Bar:
     def __init__(self, total: int, options: BarOptions, ordered: bool):
         self._total = total
         self._options = options.given
-        # The first and the last step call besides.
+        # The first and the last step call too.
         self._every = 1 if total <= MAX_CALLS else -(-total // (MAX_CALLS - 2))
         self._ordered = ordered
         self._seen: set[int] = set()
@@ -69,7 +69,7 @@ class Bar:
         done = int(i) + 1
         with self._lock:
             again = done == 1 if self._ordered else done in self._seen
-            if again and self._bar is not None:  # the run before was interrupted
+            if again and self._bar is not None:  # the previous run was interrupted
                 self._close()
             if self._bar is None:
                 self._bar = _make(self._total, self._options)
@@ -95,9 +95,9 @@ def _make(total: int, options: Mapping[str, Any]) -> Any:
 
 
 def progress_options(progress: Progress) -> BarOptions | None:
-    """What the user asked for, as options of tqdm; `None` for no bar.
+    """The user's `progress=`, as options of tqdm; `None` for no bar.
 
-    **Raises:** `ImportError` where tqdm is not installed; `TypeError` for what is no such option.
+    **Raises:** `ImportError` if tqdm is not installed; `TypeError` for any other value.
     """
     if progress is None or progress is False:
         return None

@@ -1,7 +1,7 @@
-"""The arguments of a function with rules, and how what its rules give lines up with a call.
+"""The arguments of a function with rules, and how the results of its rules line up with a call.
 
-A rule is called with the arguments of the function itself: what the function is bound to, then what the
-caller passes, by position, defaults included, so that a rule of a method is a method.
+A rule is called with the arguments of the function itself, by position: those that the function is
+bound to, then those that the caller passes, including defaults. So a rule of a method is a method.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from .custom_rules import CustomRule
 
 
 def all_arguments(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of the function at the heart of a callable, all by position.
+    """The arguments of the innermost function of a callable, all by position.
 
-    **Raises:** `TypeError` for arguments that can be passed by keyword only.
+    **Raises:** `TypeError` for keyword-only arguments.
     """
     inner = fn
     args, kwargs = tuple(map(bare, args)), {name: bare(x) for name, x in kwargs.items()}
@@ -56,36 +56,36 @@ def all_arguments(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tup
                 break
     try:
         signature = inspect.signature(inner)
-    except (TypeError, ValueError):  # a builtin, say, which does not tell
+    except (TypeError, ValueError):  # for example a builtin, which does not say
         if kwargs:
-            raise TypeError(f"{name_of(fn)} has rules, and takes its arguments by position.") from None
+            raise TypeError(f"{name_of(fn)} has rules, so it takes its arguments by position.") from None
         return args
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     if bound.kwargs:
         raise TypeError(
-            f"The rules of {name_of(fn)} take its arguments by position, and {[*bound.kwargs]} can be "
-            "passed by keyword only. Let the function take them by position too: leave the * out."
+            f"The rules of {name_of(fn)} take its arguments by position, but {[*bound.kwargs]} can only "
+            "be passed by keyword. Let the function take them by position too: leave the * out."
         )
     return bound.args
 
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """Stands for a leaf of the call, by its index."""
+    """A placeholder for a leaf of the call, by its index."""
 
     index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class _Slot:
-    """Stands for a state of the call, by its index."""
+    """A placeholder for a state of the call, by its index."""
 
     index: int
 
 
 class Lineup:
-    """How the arguments of rules, and what rules give back, line up with the leaves of a call."""
+    """How the arguments and the results of rules line up with the leaves of a call."""
 
     def __init__(self, rule: CustomRule, call: Call, body: FlatFunction):
         self.body = body
@@ -100,7 +100,7 @@ class Lineup:
         self.nondiff = self._nondiff(rule, call, len(trees))
         self._trees = self.differentiable(trees)
         is_passed = lambda tree: all(type(leaf) is _Leaf for leaf in jtu.tree_leaves(tree))
-        #: Whether each differentiated argument was passed; the others have their default.
+        #: Whether each differentiated argument was passed; the others have their defaults.
         self._passed = [is_passed(tree) for tree in self._trees]
         nondiff = jtu.tree_leaves([trees[i] for i in self.nondiff])
         #: The leaves of arguments that are not differentiated.
@@ -166,9 +166,9 @@ class Lineup:
         return tuple(tree if is_passed else None for tree, is_passed in both)
 
     def leaves_of(self, given: Any, what: str) -> dict[int, Any]:
-        """By leaf of the call, what trees hold that a rule gave for the differentiated arguments.
+        """By leaf of the call, the values that a rule returned for the differentiated arguments.
 
-        `what` is what messages call them.
+        `what` is their name in messages.
         """
         found: dict[int, Any] = {}
 
@@ -183,12 +183,12 @@ class Lineup:
         return found
 
     def states_of(self, given: Any, what: str) -> dict[int, Any]:
-        """By slot, what trees hold that a rule gave for the states of the differentiated arguments."""
+        """By slot, the values that a rule returned for states of the differentiated arguments."""
         found: dict[int, Any] = {}
 
         def assign(value: Any, tree: Any) -> None:
             if type(tree) is _Slot and value is not None:
-                found[tree.index] = value._peek() if is_state(value) else value
+                found[tree.index] = value._received() if is_state(value) else value
 
         trees = self.differentiable(self._slots)
         self._line_up(given, trees, assign, what, lambda x: x is None or is_state(x))
@@ -213,8 +213,8 @@ class Lineup:
         if not isinstance(given, tuple | list) or len(given) != len(trees):
             got = f"{len(given)}" if isinstance(given, tuple | list) else type(given).__name__
             raise TypeError(
-                f"{what} are a tuple with one entry for each argument, {names}, and None where there is "
-                f"nothing to say; got {got}. Write return ({', '.join(['None'] * len(trees))}"
+                f"{what} are a tuple with one entry for each argument, {names}, and None for "
+                f"zero; got {got}. Write return ({', '.join(['None'] * len(trees))}"
                 f"{',' if len(trees) == 1 else ''}) with trees like the arguments in it."
             )
         for name, one, tree in zip(names, given, trees, strict=True):
@@ -222,13 +222,13 @@ class Lineup:
                 jtu.tree_map(assign, one, tree, is_leaf=is_leaf)
             except ValueError as error:
                 raise ValueError(
-                    f"{what} have for `{name}` another structure than the argument: {error}. Give a "
-                    "tree like the argument, with None where there is nothing to say: "
+                    f"{what} for `{name}` have another structure than the argument: {error}. Give a "
+                    "tree like the argument, with None for zero: "
                     f"jax.tree.map(jnp.zeros_like, {name})."
                 ) from None
 
     def names(self) -> list[str]:
-        """What the differentiated arguments are called."""
+        """The names of the differentiated arguments."""
         anchor = self.body.anchor()
         try:
             known = [*inspect.signature(anchor).parameters]
@@ -243,19 +243,19 @@ class Lineup:
         return f"`{self.body.place(index)}` ({self.signature.layout.slots[index].kind.__name__})"
 
     def refuse_nondiff(self, place: str) -> None:
-        """Raise for a derivative with respect to what has none."""
+        """Raise for a derivative with respect to an argument that has none."""
         raise TypeError(
-            f"`{place}` is differentiated, and {self._code} says that it is not: a part of the gradient "
+            f"`{place}` is differentiated, but {self._code} says that it is not: a part of the gradient "
             "would be lost. Take it out of nondiff_argnums and nondiff_argnames, and let the rule give "
             f"its derivative; or cut it off: jax.lax.stop_gradient({place})."
         )
 
     def refuse_written_nondiff(self, index: int) -> None:
-        """Raise where a state that is written stands in an argument that is not differentiated."""
+        """Raise if a written state is in an argument that is not differentiated."""
         if _Slot(index) in jtu.tree_leaves(self.nondifferentiable(self._slots)):
             raise TypeError(
-                f"{self.describe(index)} is written by {self._code}, so that what comes later may "
-                "depend on it, and stands in an argument that is not differentiated. Take it out of "
+                f"{self.describe(index)} is written by {self._code}, so later computations may "
+                "depend on it, but it is in an argument that is not differentiated. Take it out of "
                 "nondiff_argnums and nondiff_argnames, and let the rule give its derivative."
             )
 
@@ -270,7 +270,7 @@ class Lineup:
 
 
 def n_bound_arguments(fn: Any) -> int:
-    """How many of the function's arguments come before those that the caller passes."""
+    """The number of the function's arguments that come before those that the caller passes."""
     match fn:
         case Wrapper():
             return n_bound_arguments(fn.fun)

@@ -1,8 +1,8 @@
-"""A loop over arrays that keeps the carry of some steps only, for less memory in the backward pass.
+"""A loop over arrays that keeps the carry of only some steps, for less memory in the backward pass.
 
-The steps run in segments of one length. A segment is computed again in the backward pass, from the
-carry that it began with, and so the loop keeps one carry for each segment, and what the backward pass
-needs of the steps of one segment at a time. What all steps share is kept once.
+The steps run in segments of equal length. The backward pass recomputes a segment from the carry
+that it began with, so the loop keeps one carry per segment, and at any time the intermediate values
+of the steps of only one segment. Values that all steps share are kept once.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def scan_in_segments(
     unroll: int | bool,
     checkpoints: int,
 ) -> tuple[Any, Any]:
-    """As `jax.lax.scan` of at least one step, in at most `checkpoints` segments."""
+    """`jax.lax.scan` of at least one step, in at most `checkpoints` segments."""
     leaves, carry_treedef = jtu.tree_flatten(init)
     x_leaves, x_treedef = jtu.tree_flatten(xs)
     y_treedef: Any = None
@@ -53,11 +53,12 @@ def scan_in_segments(
 
     whole = lambda carry, xs: segment(carry, xs, size)
     carry = [leaves[i] for i in moving]
-    # The shorter segment comes last, which is in front where the loop runs backwards.
+    # The shorter segment comes last, which is at the front if the loop runs backwards.
     start = rest if reverse else 0
     head = [x[start : start + n * size].reshape(n, size, *x.shape[1:]) for x in x_leaves]
     short = [x[:rest] if reverse else x[n * size :] for x in x_leaves]
-    # Between the steps of a loop nothing merges what is computed twice; after it, that must be said.
+    # Inside a loop nothing merges the recomputation with the original. For a single segment, and after
+    # the loop, prevent_cse has to see to that.
     inside = jax.checkpoint(whole, prevent_cse=n == 1)
     carry, ys = jax.lax.scan(inside, carry, head, n, reverse)
     ys = [y.reshape(n * size, *y.shape[2:]) for y in ys]

@@ -1,7 +1,7 @@
-"""The body of a loop, traced once by us and not by JAX's loop, and what of the carry it moves.
+"""The body of a loop, traced once by us instead of by JAX's loop, and the part of the carry it changes.
 
-What a body only passes through, such as parameters that are read, need be no part of a carry that is
-kept, and copied, for each checkpoint.
+Values that a body only passes through, such as parameters that are read, need not be part of a
+carry that is kept, and copied, for each checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +17,11 @@ from .._ground.values import short_type
 def settled(
     step: Callable[[list[Any], list[Any]], list[Any]], leaves: list[Any], more: Sequence[Any] = ()
 ) -> tuple[list[Any], Callable[..., Any], list[int]]:
-    """The first carry in the types that a step gives back, the step, and which leaves it moves.
+    """The first carry in the types that a step returns, the step, and the leaves that it changes.
 
-    `step(leaves, more)` gives the new leaves of the carry first. A weakly typed leaf takes the type of
-    what the step makes of it, as in JAX's own loops, and is strong from then on, so that this ends.
+    `step(leaves, more)` returns the new leaves of the carry first. A weakly typed leaf takes the
+    type that the step gives it, as in JAX's own loops, and is strong from then on, so this
+    terminates.
 
     **Raises:** `TypeError` for a carry that changes its dtype.
     """
@@ -37,7 +38,7 @@ def settled(
         for old, new in pairs:
             if old.dtype != new.dtype and not old.weak_type:
                 raise TypeError(
-                    f"The carry of a loop came in as {short_type(old)}, and the body returned "
+                    f"The carry of a loop came in as {short_type(old)}, but the body returned "
                     f"{short_type(new)}. A loop keeps the types of its carry: return "
                     "jnp.asarray(new, old.dtype)."
                 )

@@ -1,6 +1,6 @@
 """Transforms that are called at once: `scan(f, init, xs)`, `vjp(f, x)`.
 
-They are transforms all the same, made and called in one statement, so that no name stands for them.
+They are transforms too, made and called in one statement, so they have no name in the user's code.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .._calls.transform import Transform, code_of
 
 
 class Statement(Transform):
-    """A transform whose call is a statement of its own."""
+    """A transform that is made and called in one statement."""
 
     __slots__ = ()
 
@@ -28,18 +28,18 @@ class Statement(Transform):
         return f"{start}({', '.join(arguments)})"
 
     def _options(self) -> list[str]:
-        """The options that are not the default, as code."""
+        """The non-default options, as code."""
         return []
 
 
 def shown_arguments(call: Call) -> Sequence[str]:
-    """What the positional arguments of a call may be called."""
+    """Names for the positional arguments of a call."""
     names = call.names
     return [*names, *(f"arg{i}" for i in range(len(names), len(call.args)))][: len(call.args)]
 
 
 def callable_code(fn: Any) -> str:
-    """A callable as code that runs where its parts have their usual names."""
+    """A callable as code that runs if its parts have their usual names."""
     if isinstance(fn, Partial):
         names = parameters(fn.function)
         filled = [*names[: len(fn.args)], *(f"{name}={name}" for name in fn.keywords)]

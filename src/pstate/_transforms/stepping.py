@@ -1,7 +1,7 @@
-"""What `while_loop` and `fori_loop` share: a loop of whose steps nothing is kept but the last.
+"""The common base of `while_loop` and `fori_loop`: a loop that keeps only its last step.
 
-The states of what the functions are bound to are held from step to step, and so is the carry. The loop
-of JAX that runs it is given `init` and gives the same back, of the last step.
+The states that the functions are bound to are held from step to step, and so is the carry. The JAX
+loop that runs it gets `init`, and returns the same structure after the last step.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,12 +40,12 @@ class Stepping:
 
     @property
     def init(self) -> tuple[list[list[Any]], list[Any]]:
-        """What the first step is given."""
+        """The input of the first step."""
         return self.held.values(self.leaves), [self.leaves[i] for i in self.carried]
 
     @property
     def operands(self) -> tuple[int, ...]:
-        """The leaves of the call that `init` has, in order."""
+        """The leaves of the call that are in `init`, in order."""
         return (*self.held.leaf_indices(), *self.carried)
 
     def call(
@@ -55,7 +55,7 @@ class Stepping:
         call: Callable[..., Any],
         refuse: Callable[[Cell], None] | None = None,
     ) -> Run:
-        """Run a function on what a step is given, by `call`; `refuse` is as for a recording."""
+        """Run a function on the input of a step, by `call`; `refuse` is as for a recording."""
         body, own = self.body, self._own(loop)
         recording = body.recording(own, body.aliases_within(which), refuse, data_of(body))
         run = run_body(body.signature, own, recording, body.place_of, call)
@@ -63,7 +63,7 @@ class Stepping:
         return run
 
     def next(self, run: Run, loop: Any) -> tuple[list[list[Any]], list[Any]]:
-        """What the next step is given, after this run of the body."""
+        """The input of the next step, after this run of the body."""
         refuse_changed_states(self.body, self.held, run, self.leaves)
         self.writes |= {self.held.representative[i] for i in run.writes}
         self.echoed = run.echoed
@@ -71,7 +71,7 @@ class Stepping:
         return newest, new_leaves(self.body, self.leaves, self.carried, run.out)
 
     def run(self, last: Any) -> Run:
-        """What the loop gave, from what would be given to a step after the last."""
+        """The results of the loop, from the input that a step after the last would get."""
         values, carry = last
         writes = {
             slot.index: slot.treedef.unflatten(value)

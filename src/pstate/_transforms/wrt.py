@@ -1,4 +1,4 @@
-"""What a derivative is taken with respect to: leaves of a call, and their place in results."""
+"""The leaves of a call with respect to which a derivative is taken, and their place in results."""
 
 import dataclasses
 import functools as ft
@@ -22,7 +22,7 @@ from ..filter import to_predicate
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user asked for; `code` is the transform as code, for messages."""
+    """The user's options; `code` is the transform as code, for messages."""
 
     wrt: Any
     argnums: int | tuple[int, ...] | None
@@ -30,9 +30,10 @@ class Options:
 
 
 class Chosen(tuple[Any, ...]):
-    """The leaves that are differentiated, or one derivative for each. A pytree of its own.
+    """The leaves that are differentiated, or one derivative for each, as a separate pytree type.
 
-    JAX puts the tree of what is differentiated into the leaves of results; there it is recognised.
+    JAX puts the tree of the differentiated leaves into the leaves of results; its type identifies
+    it there.
     """
 
     __slots__ = ()
@@ -45,9 +46,9 @@ jtu.register_pytree_node(Chosen, lambda chosen: (tuple(chosen), None), lambda _,
 class Trees:
     """How derivatives are put into the trees of the arguments.
 
-    `leaves` are the leaves of the call that are differentiated; `arguments` the arguments they stand in:
-    positions, or `None` for the carrier of the callable. `function` is what a carrier that is a partial
-    calls, where it holds no arrays: a partial of nothing cannot be.
+    `leaves` are the leaves of the call that are differentiated; `arguments` are their arguments:
+    positions, or `None` for the carrier of the callable. `function` is the function of a carrier
+    that is a partial, if it holds no arrays: a partial needs a function.
     """
 
     treedef: Any
@@ -70,7 +71,7 @@ class Trees:
         return _as_pytree(carrier)
 
     def lined_up(self, trees: tuple[Any, ...]) -> dict[int, Any]:
-        """By leaf, as they are counted in `leaves`, what trees like those of the arguments hold there.
+        """By index in `leaves`, the values that trees like the arguments have there.
 
         **Raises:** `ValueError` for trees of another structure.
         """
@@ -114,7 +115,7 @@ class Wrt:
             there = self._there(leaves)
             raise ValueError(
                 f"{options.code} differentiates nothing: wrt={to_predicate(options.wrt)!r} selects no "
-                f"array in {self._named()}, which has {there}. Choose what is there, wrt=..., or "
+                f"array in {self._named()}, which has {there}. Select other leaves, wrt=..., or "
                 "another argument by argnums=0, as the caller counts them."
             )
         self._refuse_tied(options)
@@ -129,16 +130,16 @@ class Wrt:
                 advice = (
                     f"Leave it out: wrt={as_code(options.wrt)} & ~ps.filter.PathContains({path[-1]!r})."
                     if path
-                    else "Differentiate another argument: argnums=1, say."
+                    else "Differentiate another argument, for example argnums=1."
                 )
                 raise TypeError(
                     f"`{place}`{kind} was selected by wrt={to_predicate(options.wrt)!r} and holds "
-                    f"{_shown(leaves[i])}, of which there is no derivative; floating-point arrays have "
+                    f"{_shown(leaves[i])}, which has no derivative; floating-point arrays have "
                     f"one. {advice}"
                 )
 
     def _refuse_tied(self, options: Options) -> None:
-        """Raise where one state is differentiated at two places: an update would untie them."""
+        """Raise if one state is differentiated at two places: an update would untie them."""
         layout = self.call.signature.layout
         chosen = {slot.index for i in self.leaves if (slot := layout.slot_of_leaf[i]) is not None}
         for pair in self.call.aliases:
@@ -146,9 +147,9 @@ class Wrt:
                 first, second = map(self.call.place, pair)
                 raise AliasedStateError(
                     f"`{first}` and `{second}` are one state object at two places, and {options.code} "
-                    "differentiates with respect to it: each place would get a gradient of its own, and "
-                    "an update would make two states of it. Give each place its own state, or tie them "
-                    "on purpose, so that there is one: eqx.nn.Shared(tree, where, get)."
+                    "differentiates with respect to it: each place would get its own gradient, and "
+                    "an update would make two states of it. Give each place its own state, or share one "
+                    "on purpose: eqx.nn.Shared(tree, where, get)."
                 )
 
     def _there(self, leaves: Sequence[Any]) -> str:
@@ -177,7 +178,7 @@ class Wrt:
         return Chosen(leaves[i] for i in self.leaves)
 
     def put(self, leaves: Sequence[Any], chosen: Sequence[Any]) -> list[Any]:
-        """All leaves of the call, with these in the place of what is differentiated."""
+        """All leaves of the call, with these instead of the differentiated ones."""
         result = list(leaves)
         for i, value in zip(self.leaves, chosen, strict=True):
             result[i] = value
@@ -214,8 +215,8 @@ def _arguments(options: Options, call: Call) -> tuple[int | None, ...]:
     for number in numbers:
         if not -n <= number < n:
             raise ValueError(
-                f"{options.code} differentiates argument {number}, as the caller counts them, and "
-                f"{n} were passed: positions {list(range(n))}. Write argnums=0, or pass what is "
-                "differentiated by position."
+                f"{options.code} differentiates argument {number}, as the caller counts them, but "
+                f"{n} were passed: positions {list(range(n))}. Write argnums=0, or pass the "
+                "differentiated argument by position."
             )
     return tuple(number % n for number in numbers)

@@ -14,9 +14,9 @@ def is_live(states: Sequence[Any]) -> bool:
 
 
 def find_aliases(states: Sequence[Any]) -> tuple[tuple[int, int], ...]:
-    """Pairs of indices at which one state object stands twice, or live copies of one.
+    """Pairs of indices that hold the same state object, or live copies of the same one.
 
-    Empty states excepted: nothing can be lost there.
+    Empty states do not count: nothing can be lost there.
     """
     ids: list[Any] = list(map(id, states))
     if is_live(states):
@@ -40,9 +40,9 @@ def _is_empty(state: Any) -> bool:
 
 
 def alias_message(first: str, second: str) -> str:
-    """What to say of one state object at two places."""
+    """The message for one state object at two places."""
     return (
         f"`{first}` and `{second}` are one state object at two places, and it was written: each place "
-        "would get a value of its own and the sharing be lost. Give each place its own state, "
+        "would get its own value, and the sharing would be lost. Give each place its own state, "
         "or share on purpose: eqx.nn.Shared(tree, where, get)."
     )

@@ -15,8 +15,8 @@ from .unmatched import names_something
 class Rule:
     """One line of an axis spec.
 
-    `axis` is the axis of what the predicate selects, or `None` for what is the same in all lanes.
-    `reducer`, where there is one, takes the stacked lanes to one value instead.
+    `axis` is the axis of the states that the predicate selects, or `None` if they are the same in
+    all lanes. `reducer`, if there is one, reduces the stacked lanes to one value instead.
     """
 
     axis: int | None
@@ -53,7 +53,7 @@ class Rules(tuple[Rule, ...]):
 def parse_state_axes(spec: StateAxes, name: str, *, reducers: bool = False) -> tuple[Rule, ...]:
     """The rules of an axis spec, in order.
 
-    **Raises:** `TypeError` for an axis that is no integer or `None` (nor, where `reducers` says so, a
+    **Raises:** `TypeError` for an axis that is not an integer or `None` (or, with `reducers`, a
     callable), and for a filter of an unusable type.
     """
     if spec is None:
@@ -70,7 +70,7 @@ def _rule(axis: Any, filter_: Any, name: str, reducers: bool) -> Rule:
     if axis is None or as_index(axis) is not None:
         return Rule(as_index(axis), predicate)
     if reducers and callable(axis) and not isinstance(axis, type):
-        # A partial made anew on each call is the same function.
+        # A partial that is made again on each call is the same function.
         return Rule(None, predicate, axis, Exact(axis))
     also = ", or a callable that reduces the lanes" if reducers else ""
     raise TypeError(

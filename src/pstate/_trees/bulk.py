@@ -244,7 +244,7 @@ def update(tree: T, values: Mapping[Any, Any], strict: bool = True) -> T:
     if not strict:
         missing = [item.path for item in leaves if item.path in known - set(values)]
         _list_mismatches(unknown, missing)
-    new = {path: v._peek() if isinstance(v, State) else v for path, v in values.items()}
+    new = {path: v._received() if isinstance(v, State) else v for path, v in values.items()}
     live = [item for item in leaves if item.path in new and _is_live(item.leaf)]
     _refuse_aliases(item for item in leaves if item.path in new)
     for item in live:

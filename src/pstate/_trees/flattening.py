@@ -1,4 +1,4 @@
-"""Trees of states taken apart, and put together with live or with frozen states."""
+"""Trees of states, taken apart and put together with live or frozen states."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ def collect(tree: Any) -> tuple[list[Any], Any, Collected]:
 
 @contextmanager
 def unread() -> Iterator[None]:
-    """While this lasts, taking a tree apart reads no state: it computes and captures nothing."""
+    """Inside this context, taking a tree apart reads no state: it computes and captures nothing."""
     outer, local.collected = local.collected, Collected()
     try:
         yield
@@ -48,7 +48,7 @@ def _rebuilding(rebuild: Any) -> Iterator[None]:
 def thaw(layout: Layout, leaves: Sequence[Any], recording: Recording) -> Any:
     """Build a tree whose states are live in `recording`, in the order of the layout.
 
-    NumPy arrays in it can only be read: an edit in place would reach the tree that came in.
+    NumPy arrays in it are read-only: an edit in place would change the tree that came in.
     """
     leaves = [lend(leaf) for leaf in leaves]
     states = [make_live(slot.kind, recording, slot.tag, slot.value(leaves)) for slot in layout.slots]

@@ -17,7 +17,7 @@ from .aliases import alias_message
 class Guard:
     """What a recording refuses: writes to aliased states, and writes outside a contract.
 
-    `place_of` and `path_of` tell where the state of an index stands, in messages and to filters.
+    `place_of` and `path_of` give the place of the state at an index, for messages and for filters.
     """
 
     place_of: Callable[[int], str]
@@ -30,7 +30,7 @@ class Guard:
         self.check(cell.index)
 
     def check(self, index: int) -> None:
-        """Raise if the state of this index may not be written."""
+        """Raise if the state at this index may not be written."""
         for pair in self.aliases:
             if index in pair:
                 raise AliasedStateError(alias_message(*map(self.place_of, pair)))

@@ -1,8 +1,9 @@
 """Running `init_state` on every module of a tree.
 
-A module takes part if it defines `init_state`. Children go first, each gets the keywords that it names,
-and a module of `pstate.nn` may assign its declared fields while it is being initialised. A *keeper*,
-`nn.Map`, makes the states of what it holds by itself, in lanes: it is asked, not the modules in it.
+A module takes part if it defines `init_state`. Children go first, each gets the keywords that its
+signature names, and a module of `pstate.nn` may assign its declared fields while it is being
+initialised. A *keeper*, `nn.Map`, makes the states of the modules that it holds by itself, in
+lanes: it is called instead of them.
 """
 
 import dataclasses
@@ -29,10 +30,10 @@ class _Initialising(threading.local):
 
 @dataclasses.dataclass(frozen=True)
 class Initialised:
-    """What an initialisation put into a tree besides the values that it wrote into states.
+    """What an initialisation changed in a tree, other than the values that it wrote into states.
 
-    By path: `assigned` to declared fields, `static` fields among them, which no mapping carries, and the
-    `tags` that states got.
+    By path: the values `assigned` to declared fields, among them the `static` fields, which no
+    mapping carries, and the `tags` that states got.
     """
 
     assigned: dict[Path, Any]
@@ -55,9 +56,9 @@ def assign(module: Any, name: str, value: Any) -> bool:
 
 
 def run_init_states(live: Any, kwargs: dict[str, Any]) -> Initialised:
-    """Run `init_state` in a tree whose states are live. What is assigned to fields is there afterwards.
+    """Run `init_state` in a tree whose states are live. Fields keep what is assigned to them.
 
-    **Returns:** what there is besides values that were written.
+    **Returns:** the changes other than written values.
 
     **Raises:** `TypeError` for a keyword that no `init_state` names, and for one that is missing.
     """
@@ -148,8 +149,8 @@ def _refuse_unknown(kwargs: dict[str, Any], accepted: Any, root: str, places: li
     unknown = sorted(set(kwargs) - known)
     if unknown:
         raise TypeError(
-            f"No `init_state` in `{root}` names the keyword {unknown[0]!r}; it was asked at "
-            f"{', '.join(places) or 'no module'}. Leave it out, or name it in the init_state that "
+            f"No `init_state` in `{root}` takes the keyword {unknown[0]!r}; `init_state` is defined at "
+            f"{', '.join(places) or 'no module'}. Leave it out, or add it to the init_state that "
             "needs it."
         )
 

@@ -18,7 +18,7 @@ _OPERANDS = (jax.Array, np.ndarray, np.number, np.bool_, jax.ShapeDtypeStruct, D
 
 
 class LeafKinds:
-    """For each leaf whether it is an operand, and which leaves are static."""
+    """For each leaf, whether it is an operand; and which leaves are static."""
 
     __slots__ = ("has_deferred", "mask", "statics")
 
@@ -32,8 +32,8 @@ class LeafKinds:
         return list(it.compress(leaves, self.mask))
 
 
-#: By the types of the leaves: an `isinstance` with `jax.Array` costs about 0.3 us, which a call with
-#: many leaves would feel.
+#: By the types of the leaves: an `isinstance` with `jax.Array` costs about 0.3 us, which would be
+#: noticeable in a call with many leaves.
 _known: dict[tuple[type, ...], LeafKinds] = {}
 _MAX_KNOWN = 4096
 
@@ -50,5 +50,5 @@ def kinds_of(leaves: Sequence[Any]) -> LeafKinds:
 
 
 def operand_mask(leaves: Sequence[Any]) -> tuple[bool, ...]:
-    """For each leaf whether it is an operand."""
+    """For each leaf, whether it is an operand."""
     return kinds_of(leaves).mask

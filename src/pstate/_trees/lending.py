@@ -1,7 +1,7 @@
-"""NumPy arrays of arguments, *lent* to a function: it gets a view that can only be read.
+"""NumPy arrays in arguments, *lent* to a function: it gets a read-only view.
 
-An edit in place, `tree["buffer"][0] = 1`, would change the tree that came in. NumPy refuses it in such a
-view. A view that comes back is the very array that was lent.
+An edit in place, `tree["buffer"][0] = 1`, would change the tree that came in. NumPy refuses it in
+such a view. If a view is returned, it is replaced by the array that was lent.
 """
 
 import weakref
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-#: What was lent, by the identity of the view. A view goes out of the table with itself.
+#: The arrays that were lent, by the identity of the view. An entry goes when its view does.
 _lent: dict[int, tuple[Any, np.ndarray]] = {}
 
 

@@ -1,12 +1,13 @@
-"""Saving and loading: what `eqx.tree_serialise_leaves` needs in order to take trees with random states.
+"""Saving and loading: what `eqx.tree_serialise_leaves` needs to handle trees with random states.
 
-Equinox writes one NumPy array per leaf, in the order of the tree, and nothing else. Typed keys are no
-NumPy arrays. Here such a leaf is saved as a *record*: a NumPy array of the leaf's shape whose only
-field is named after what it holds, `key<threefry2x32>` say, so that loading can compare. Extension
-types, whose names NumPy loses or cannot read back (`float8_e5m2`, `int4`), are saved in the same way.
+Equinox writes one NumPy array per leaf, in the order of the tree, and nothing else. Typed keys are
+not NumPy arrays. Here such a leaf is saved as a *record*: a NumPy array of the leaf's shape whose
+only field is named after its content, such as `key<threefry2x32>`, so that loading can compare.
+Extension types, whose names NumPy loses or cannot read back (`float8_e5m2`, `int4`), are saved in
+the same way.
 
 A file is read by position. So the first leaf that does not fit is refused before it is read: those
-after it would be other leaves' data.
+after it would get other leaves' data.
 """
 
 from collections.abc import Callable
@@ -42,13 +43,13 @@ class Readable(Protocol):
 
 
 _ADVICE = (
-    "Build `like` as the saved tree was built. To take over what fits into a model that is built "
-    "otherwise:\n"
+    "Build `like` as the saved tree was built. To copy the states that fit into a model that is "
+    "built differently:\n"
     "    saved = eqx.tree_deserialise_leaves(file, like, filter_spec=ps.deserialise_filter_spec)\n"
     "    model = ps.update(model, ps.states(saved), strict=False)"
 )
 _NUMBERS = (bool, int, float, complex)
-#: What `dtype.isbuiltin` is for types that were registered with NumPy from outside.
+#: The value of `dtype.isbuiltin` for types that were registered with NumPy from outside.
 _REGISTERED = 2
 _NUMBER_OF_KIND = {"b": "bool", "i": "int", "u": "int", "f": "float", "c": "complex"}
 
@@ -57,13 +58,13 @@ _NUMBER_OF_KIND = {"b": "bool", "i": "int", "u": "int", "f": "float", "c": "comp
 def serialise_filter_spec(f: Writable, x: Any) -> None:
     """Save a leaf, typed keys included. Pass it to `eqx.tree_serialise_leaves` as `filter_spec=`.
 
-    Everything but typed keys, and types such as float8 which Equinox cannot load, is saved in Equinox's
-    format. Python numbers keep their full precision.
+    Everything is saved in Equinox's format, except typed keys and types such as float8, which
+    Equinox cannot load. Python numbers keep their full precision.
 
     **Arguments:**
 
     - `f`: the open file.
-    - `x`: the leaf. What is neither an array nor a number is passed over.
+    - `x`: the leaf. A leaf that is neither an array nor a number is skipped.
 
     **Raises:** `TypeError` for a key whose implementation has no name.
 
@@ -83,7 +84,7 @@ def serialise_filter_spec(f: Writable, x: Any) -> None:
         bits = np.asarray(x).view(f"u{x.dtype.itemsize}")
         _save_record(f, x.dtype.name, bits, x.shape)
     elif isinstance(x, _NUMBERS):
-        # Equinox would go through JAX, which keeps 32 bits: a rate of 0.1 would come back as another.
+        # Equinox would go through JAX, which keeps 32 bits: a rate of 0.1 would come back changed.
         np.save(f, np.asarray(x), allow_pickle=False)
     else:
         eqx.default_serialise_filter_spec(f, x)
@@ -93,17 +94,17 @@ def serialise_filter_spec(f: Writable, x: Any) -> None:
 def deserialise_filter_spec(f: Readable, x: Any) -> Any:
     """Load a leaf, typed keys included. Pass it to `eqx.tree_deserialise_leaves` as `filter_spec=`.
 
-    It reads what `serialise_filter_spec` saved, and what Equinox's default saved.
+    It reads files saved with `serialise_filter_spec` or with Equinox's default.
 
     **Arguments:**
 
     - `f`: the open file.
-    - `x`: the leaf of `like` that stands where the loaded one will.
+    - `x`: the leaf of `like` in whose place the loaded one goes.
 
-    **Returns:** the loaded leaf, or `x` itself where it is neither an array nor a number.
+    **Returns:** the loaded leaf, or `x` itself if it is neither an array nor a number.
 
-    **Raises:** `ValueError` where the file holds another shape, dtype or implementation of keys than
-    `x` has, or has ended. Equinox wraps it into an error that has the path of the leaf.
+    **Raises:** `ValueError` if the file holds another shape, dtype or key implementation than `x`
+    has, or has ended. Equinox wraps it in an error that has the path of the leaf.
 
     !!! example
 
@@ -139,17 +140,17 @@ def _key_name(keys: Any) -> str:
     implementation = jr.key_impl(keys)
     if not isinstance(implementation, str):
         raise TypeError(
-            f"Keys of the implementation {implementation!r} cannot be saved, because it has no name to "
-            "load it by. Save their data, jax.random.key_data(keys), in a state of its own."
+            f"Keys of the implementation {implementation!r} cannot be saved, because it has no name by "
+            "which to load it. Save their data, jax.random.key_data(keys), in a separate state."
         )
     return f"key<{implementation}>"
 
 
 def _is_extension(x: Any) -> bool:
-    """Whether an array has a type that NumPy does not know from itself."""
+    """Whether an array has a type that is not NumPy's own."""
     if not isinstance(x, jax.Array | np.ndarray | np.generic) or x.dtype.isbuiltin != _REGISTERED:
         return False
-    # Of JAX's arrays Equinox recognises bfloat16, and only that, by its width.
+    # Among JAX's extension types Equinox recognises only bfloat16, by its width.
     return x.dtype != jnp.bfloat16 or not isinstance(x, jax.Array)
 
 
@@ -162,7 +163,7 @@ def _save_record(f: Writable, name: str, data: np.ndarray, shape: tuple[int, ...
 def _checked(
     f: Readable, like: Any, name: str, shape: tuple[int, ...], name_of: Callable[[np.dtype], str]
 ) -> np.ndarray:
-    """The next array of a file, which must have this name and shape; of a record, what it holds."""
+    """The next array of a file, which must have this name and shape; for a record, its content."""
     held_shape, dtype = _header(f, name, shape)
     held = name_of(dtype)
     if (held, held_shape) != (name, tuple(shape)):
@@ -187,7 +188,7 @@ def _header(f: Readable, name: str, shape: tuple[int, ...]) -> tuple[tuple[int, 
 
 
 def _weak(array: np.ndarray) -> jax.Array:
-    """A weakly typed array, which `jnp.array(0)` is and no file says. Equinox's states insist on it."""
+    """A weakly typed array, like `jnp.array(0)`. Files do not record this; Equinox's states need it."""
     python_type = {"b": bool, "i": int, "f": float, "c": complex}[array.dtype.kind]
     return jnp.full(array.shape, python_type(0)).at[...].set(array)
 
@@ -205,6 +206,6 @@ def _name_of_number(dtype: np.dtype) -> str:
 def _refuse_abstract(x: Any) -> None:
     if isinstance(x, jax.ShapeDtypeStruct):
         raise ValueError(
-            f"`like` has a shape here, {x}, and Equinox loads typed keys only in the place of keys. "
+            f"`like` has a shape here, {x}, but Equinox loads typed keys only where `like` has keys. "
             "Build `like` with arrays: like = Model(...), not eqx.filter_eval_shape(Model, ...)."
         )

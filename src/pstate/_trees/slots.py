@@ -1,7 +1,8 @@
 """The states of a tree structure, and which of its leaves are theirs.
 
-A *slot* is one state's place: its key path, its kind and tags, and the range of leaves that hold its
-value. A *layout* lists the slots of a structure, in the order in which flattening meets them.
+A *slot* is the place of one state: its key path, its kind and tags, and the range of leaves that
+hold its value. A *layout* lists the slots of a structure, in the order in which flattening meets
+them.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ LEAF = jtu.tree_structure(0)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slot:
-    """One state's place. `start` and `stop` bound its leaves; `treedef` is its value's structure."""
+    """The place of one state. `start` and `stop` bound its leaves; `treedef` is that of its value."""
 
     index: int
     key_path: tuple[Any, ...]
@@ -54,10 +55,10 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """The slots of a structure, and for each leaf its slot or `None`.
+    """The slots of a structure, and for each leaf its slot, or `None`.
 
-    `outer` is the structure down to the states, which are leaves of it. `items` says what these leaves
-    are: the index of a slot; or, behind all of those, of a leaf outside states.
+    `outer` is the structure down to the states, which are its leaves. `items` says what these
+    leaves are: the index of a slot or, numbered after all slots, of a leaf outside states.
     """
 
     slots: tuple[Slot, ...]
@@ -67,7 +68,7 @@ class Layout:
     items: tuple[int, ...]
 
     def build(self, states: Sequence[Any], leaves: Sequence[Any]) -> Any:
-        """The tree of these states, which are put in as they are, and of the leaves outside states."""
+        """The tree with these states, which are inserted as they are, and the leaves outside states."""
         pool = [*states, *leaves]
         return self.outer.unflatten([pool[item] for item in self.items])
 
@@ -75,8 +76,8 @@ class Layout:
 def layout_of(tree: Any) -> Layout:
     """The layout of the structure of a tree.
 
-    It is read off a tree and not off its structure, since nodes may look at what their children are: one
-    that keeps arrays apart from the rest has other leaves where there are no arrays.
+    It is read from a tree, not from its structure, since nodes may look at their children: a node
+    that keeps arrays apart from the rest has other leaves if there are no arrays.
     """
     flat, outer = jtu.tree_flatten_with_path(tree, is_leaf=is_state)
     n_slots = sum(isinstance(item, State) for _, item in flat)

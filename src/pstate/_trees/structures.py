@@ -1,8 +1,8 @@
-"""Structures told apart exactly.
+"""Structures distinguished exactly.
 
-JAX takes two structures for equal whose static parts are: those of a module with a static field `2`,
-and of one with `2.0`. What is remembered for one of them must not serve the other. A node is *ambiguous*
-where something of another type could equal its static part.
+To JAX two structures are equal if their static parts are: for example those of a module with a
+static field `2` and of one with `2.0`. A result cached for one of them must not be used for the
+other. A node is *ambiguous* if something of another type could equal its static part.
 """
 
 import itertools as it
@@ -30,10 +30,10 @@ def _ignored(leaf: Any) -> Any:
 
 
 class Ambiguity:
-    """Where a structure, and every structure that equals it, has ambiguous nodes.
+    """The ambiguous nodes of a structure, and of every structure that equals it.
 
-    `flat` nodes hold plain numbers side by side, as modules hold their static fields, and are told apart
-    by types alone; `deep` ones hold anything.
+    `flat` nodes hold plain numbers side by side, as modules hold their static fields, and are
+    distinguished by types alone; `deep` ones hold anything.
     """
 
     __slots__ = ("deep", "flat")
@@ -48,7 +48,7 @@ class Ambiguity:
         return bool(self.flat or self.deep)
 
     def exact(self, treedef: Any) -> Any:
-        """What tells a structure apart from others that equal it: hashable; `()` where nothing does."""
+        """A hashable key that distinguishes a structure from others that equal it, or `()`."""
         if not self:
             return ()
         data = node_data_of(treedef)
@@ -60,7 +60,7 @@ class Ambiguity:
 
 
 class _Equal:
-    """What is known of structures that JAX takes for equal: one thing, unless they are ambiguous."""
+    """The results for structures that are equal to JAX: one result, unless they are ambiguous."""
 
     __slots__ = ("ambiguity", "known")
 
@@ -69,15 +69,15 @@ class _Equal:
         self.known: dict[Any, Any] = {}
 
 
-#: How much is kept of equal structures.
+#: How many results are kept for equal structures.
 _MAX_EQUAL = 256
 
 
 class PerStructure(Generic[R]):
     """One object for each structure, so that structures are compared by the identity of that object.
 
-    `make` takes a structure, what tells it apart from its equals, and a tree of that structure. An
-    object lives as long as somebody has it; for calls in a row it is remembered.
+    `make` takes a structure, its key among equal structures, and a tree of that structure. An
+    object lives as long as something refers to it; between calls in a row it is cached.
     """
 
     def __init__(self, make: Callable[[Any, Any, Any], R]):
@@ -104,7 +104,7 @@ class PerStructure(Generic[R]):
         return found
 
 
-#: What nothing of another type equals.
+#: Types whose values equal nothing of another type.
 _PLAIN = (str, bytes, type(None), type, FunctionType, BuiltinFunctionType, ModuleType, Exact)
 
 
@@ -126,5 +126,5 @@ def _is_flat(own: Any) -> bool:
 def _exact(own: Any) -> Any:
     try:
         return exact_key(own)
-    except TypeError:  # unhashable: JAX compares it, and that has to do
+    except TypeError:  # unhashable: JAX compares it, and that has to be enough
         return type(own)

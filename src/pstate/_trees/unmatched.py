@@ -1,4 +1,4 @@
-"""Filters that select nothing: nearly always a typo, and so they are named."""
+"""Filters that select nothing: nearly always a typo, so a warning or an error names them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from ..filter import All, Any as AnyOf, Everything, Not, Nothing, Trainable
 
 
 def names_something(predicate: Callable[..., bool]) -> bool:
-    """Whether a filter names what it selects, so that there should be something."""
+    """Whether a filter names what it selects, so that it should select something."""
     match predicate:
         case Not():
             return names_something(predicate.filter)
@@ -21,19 +21,19 @@ def names_something(predicate: Callable[..., bool]) -> bool:
 
 
 def unmatched_message(given: str, where: str, states: Iterable[Any]) -> str:
-    """What to say of a filter that matches none of the states that are there. `given` is code."""
+    """The message for a filter that matches none of the states. `given` is code."""
     kinds = sorted({type(state).__name__ for state in states})
     return (
         f"{given} matches no state of the {where}, which has "
         f"{'states of the kinds ' + ', '.join(kinds) if kinds else 'none'}. Leave the filter out, or "
-        "name one that is there."
+        "select states that exist."
     )
 
 
 def unmatched_rules(
     option: str, fn: str, rules: Iterable[Any], states: Sequence[tuple[Any, State]]
 ) -> list[str]:
-    """What to say of the rules of an option of `fn` that match none of `states`, each with its path."""
+    """The messages for the rules of an option of `fn` that match none of `states`, given with paths."""
     there = [state for _, state in states]
     return [
         unmatched_message(f"{option}={rule} of {fn}", "call", there)
@@ -43,7 +43,7 @@ def unmatched_rules(
 
 
 def with_more(error: ValueError, unmatched: list[str]) -> ValueError:
-    """An error of axes that names the filters with a typo too: they may well be the reason for it."""
+    """An error about axes that also names filters that match nothing, a likely cause of it."""
     if not unmatched:
         return error
     longer = type(error)(" ".join([str(error), *unmatched]))
@@ -53,7 +53,7 @@ def with_more(error: ValueError, unmatched: list[str]) -> ValueError:
 
 
 def warn_of_unmatched(predicate: Callable[..., bool], given: str, leaves: Iterable[Any]) -> None:
-    """Warn that a filter selected nothing of a tree, unless it may: `Trainable` is a usual default."""
+    """Warn that a filter selected nothing in a tree, unless it may: `Trainable` is a common default."""
     if names_something(predicate) and predicate != Trainable:
         states = [leaf for leaf in leaves if isinstance(leaf, State)]
         warn(unmatched_message(given, "tree", states), UnmatchedFilterWarning)

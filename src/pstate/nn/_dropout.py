@@ -1,4 +1,4 @@
-"""Dropout with a random stream of its own."""
+"""Dropout with its own random stream."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from .._states.random_state import RandomState
 
 @public_in("pstate.nn")
 class Dropout(eqx.Module):
-    """Zero entries at random, and scale the others so that the mean stays.
+    """Zero entries at random, and scale the others so that the mean stays the same.
 
     Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting", 2014.
 
@@ -21,7 +21,7 @@ class Dropout(eqx.Module):
 
     - `p`: the probability with which an entry is zeroed, in [0, 1].
     - `inference`: whether to pass the input through. `eqx.nn.inference_mode` sets it.
-    - `key`: a key or seed of the layer's random stream. Give each layer its own.
+    - `key`: a key or seed for the layer's random stream. Give each layer its own.
 
     **Raises:** `ValueError` for a `p` outside [0, 1].
 
@@ -50,8 +50,8 @@ class Dropout(eqx.Module):
     ) -> Float[Array, "*shape"]:
         """Draw a mask of the shape of `x` and apply it; in inference, or with `p=0`, return `x`.
 
-        With a `key`, which `eqx.nn.Sequential` passes, the mask is drawn from it, and the layer's own
-        stream stays where it is. `inference` says for this call what the field says otherwise.
+        With a `key`, which `eqx.nn.Sequential` passes, the mask is drawn from it, and the layer's
+        own stream does not advance. `inference` overrides the field for this call.
         """
         inference = self.inference if inference is None else inference
         if inference or self.p == 0:

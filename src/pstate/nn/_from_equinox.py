@@ -1,15 +1,15 @@
 """`from_equinox`: Equinox's own stateful layers as ordinary layers.
 
 An Equinox layer with state is called as `out, state = layer(x, state)`, with an `eqx.nn.State`: a
-table from *markers*, strings that say where in the layer a value belongs, to pytrees of arrays. Here
-that table stands in a `BatchState`, as a dict, and a call reads and writes it.
+table from *markers*, strings that say where in the layer a value belongs, to pytrees of arrays.
+Here that table is held by a `BatchState`, as a dict, and a call reads and writes it.
 
 Invariants:
 
-- Equinox's state breaks whatever it replaces. So each call makes one of its own from the dict, and
-    nobody else ever holds it.
-- A call that returns the very same arrays has only read, and writes nothing.
-- Markers are paths, so two layers that are built alike have equal structures.
+- Equinox invalidates a state that was replaced. So each call makes a new one from the dict, and
+  nothing else ever holds it.
+- A call that returns the same array objects has only read, and writes nothing.
+- Markers are paths, so two layers that are built in the same way have equal structures.
 """
 
 import inspect
@@ -31,7 +31,7 @@ class EquinoxLayer(eqx.Module):
     state: BatchState[dict[str, Any]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the layer as Equinox would, but for the state: give its output, write its new state."""
+        """Call the layer as Equinox would, except for the state: return its output, write its state."""
         old = self.state.value
         out, state = _checked(_call(self.layer, _to_equinox(old), args, kwargs), self.layer)
         new = _from_state(state)
@@ -42,24 +42,25 @@ class EquinoxLayer(eqx.Module):
 
 @public_in("pstate.nn")
 def from_equinox(make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> EquinoxLayer:
-    """A stateful layer of Equinox as an ordinary layer, which keeps its state to itself.
+    """A stateful Equinox layer as an ordinary layer, which holds its own state.
 
-    Where Equinox writes `y, state = norm(x, state)`, here it is `y = norm(x)`. Everything else stays:
-    `norm(x, key=key, inference=True)` hands the further arguments on, and `eqx.nn.inference_mode`
-    works. Calls that update the state need a recording (`pstate.pure`); inference needs none.
+    Instead of Equinox's `y, state = norm(x, state)`, write `y = norm(x)`. Everything else stays the
+    same: `norm(x, key=key, inference=True)` passes on further arguments, and
+    `eqx.nn.inference_mode` works. Calls that update the state need a recording (`pstate.pure`);
+    inference needs none.
 
     **Arguments:**
 
     - `make`: the class of a layer, such as `eqx.nn.BatchNorm` or `eqx.nn.SpectralNorm`, or any function
         that makes a layer or model with `eqx.nn.StateIndex` in it.
-    - `args`, `kwargs`: handed to `make`.
+    - `args`, `kwargs`: passed to `make`.
 
-    **Returns:** a module with the fields `layer`, the layer as `eqx.nn.make_with_state` gives it, and
-    `state`, a `BatchState` with a dict of all of its Equinox state. It is called as the layer is,
-    without the parameter `state`.
+    **Returns:** a module with the fields `layer`, the layer as `eqx.nn.make_with_state` makes it,
+    and `state`, a `BatchState` with a dict of all of its Equinox state. It is called like the
+    layer, without the parameter `state`.
 
-    **Raises:** `ValueError` for a layer without state, and `TypeError` for a layer that was built
-    already, or, when it is called, one that does not return `(out, state)`.
+    **Raises:** `ValueError` for a layer without state; `TypeError` for a layer that is already
+    built or, when it is called, one that does not return `(out, state)`.
 
     !!! example
 
@@ -97,7 +98,7 @@ def _to_equinox(values: dict[str, Any]) -> eqx.nn.State:
 
 def _call(layer: Any, state: eqx.nn.State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a layer with the state where its signature wants it."""
-    # `eqx.nn.Sequential` relies on the name `state`; who calls it otherwise follows the documented
+    # `eqx.nn.Sequential` relies on the name `state`; a layer with another name follows the documented
     # order, `(x, state)`.
     parameters = inspect.signature(layer).parameters
     place = 1
@@ -112,7 +113,7 @@ def _checked(result: Any, layer: Any) -> tuple[Any, eqx.nn.State]:
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], eqx.nn.State):
         return result
     raise TypeError(
-        f"{type(layer).__name__} returned a {type(result).__name__}, and a stateful layer of Equinox "
+        f"{type(layer).__name__} returned a {type(result).__name__}, but a stateful Equinox layer "
         "returns (out, state), where `state` is the newest eqx.nn.State. End its __call__ with:\n"
         "    return out, state"
     )
@@ -123,8 +124,9 @@ def _refuse_built(make: Any) -> None:
     if any(isinstance(x, eqx.nn.StateIndex) for x in nodes):
         name = type(make).__name__
         raise TypeError(
-            f"from_equinox takes a class, or a function that makes a layer; got a {name} that was built "
-            f"already. Write ps.nn.from_equinox({name}, ...), or ps.nn.from_equinox(lambda: layer)."
+            f"from_equinox takes a class, or a function that makes a layer; got a {name} that is "
+            f"already built. Write ps.nn.from_equinox({name}, ...), or "
+            "ps.nn.from_equinox(lambda: layer)."
         )
 
 

@@ -37,7 +37,7 @@ class AtPaths:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Options:
-    """What a `Map` was made with. Kept out of the pytree; told apart by `key`."""
+    """The options that a `Map` was made with. Not part of the pytree; compared by `key`."""
 
     init_state_axes: StateAxes
     state_tag: str | None
@@ -59,22 +59,24 @@ class _Options:
 class Map(eqx.Module):
     """A module whose states are made, and whose methods are run, for many lanes at once.
 
-    It is itself a module: `jax.jit`, gradients, `eqx.tree_serialise_leaves` and further mappings take
-    it, and other modules hold it: their `init_all_states` makes the states of its lanes too. A `Map` of
-    a `Map` has lanes in lanes.
+    It is itself a module: `jax.jit`, gradients, `eqx.tree_serialise_leaves` and further mappings
+    take it. Other modules may hold it, and their `init_all_states` makes the states of its lanes
+    too. A `Map` of a `Map` has lanes within lanes.
 
     **Arguments:**
 
     - `module`: an Equinox module in which some module defines `init_state`.
     - `init_map_size`: the number of lanes.
-    - `init_state_axes`: where new states get their lanes, `{axis: filter}`; by default axis 0, and no
-        axis for a `NonBatchState`.
+    - `init_state_axes`: along which axes new states get their lanes, `{axis: filter}`; by default
+        axis 0, and no axis for a `NonBatchState`.
     - `state_tag`: a tag that the new states get.
     - `in_axes`, `out_axes`: of the arguments and the output of `update`, as for `pstate.vmap2`.
-    - `axis_name`: a name for collectives, in `update` and, unless it says otherwise, in `map`.
+    - `axis_name`: a name for collectives, in `update` and, unless you pass another one there, in
+        `map`.
     - `spmd_axis_name`: as for `jax.vmap`; not for `behavior="pmap"`.
-    - `call_state_axes`: how states are fed to calls, before the axes on which they were made.
-    - `behavior`: `"vmap"` on one device, or `"pmap"` with a device for each lane.
+    - `call_state_axes`: the axes along which states are fed to calls; they override those on which
+        the states were made.
+    - `behavior`: `"vmap"` on one device, or `"pmap"` with one device per lane.
 
     **Raises:** `ValueError` for arguments that do not fit, and for a call before `init_all_states`.
 
@@ -104,7 +106,7 @@ class Map(eqx.Module):
     def __init__(
         self,
         module: Any,
-        init_map_size: Any,  # checked below, with a message of its own
+        init_map_size: Any,  # checked below, with its own message
         init_state_axes: StateAxes = None,
         state_tag: str | None = None,
         in_axes: Any = 0,
@@ -117,7 +119,7 @@ class Map(eqx.Module):
         if not isinstance(module, eqx.Module):
             raise ValueError(
                 f"Map maps an Equinox module; got {module!r} of type {type(module).__name__}. For a "
-                "function there is ps.vmap2(f)."
+                "function use ps.vmap2(f)."
             )
         size = as_count(init_map_size, "init_map_size", "the number of lanes", least=1, example=10)
         check_name(axis_name, "axis_name")
@@ -129,7 +131,7 @@ class Map(eqx.Module):
             )
         if behavior == "pmap" and spmd_axis_name is not None:
             raise ValueError(
-                f"spmd_axis_name={spmd_axis_name!r} is an option of jax.vmap and behavior is 'pmap'. "
+                f"spmd_axis_name={spmd_axis_name!r} is an option of jax.vmap, but behavior is 'pmap'. "
                 "Leave it out, or write behavior='vmap'."
             )
         self.module = module
@@ -192,7 +194,7 @@ class Map(eqx.Module):
         return made, tuple((axis, frozenset(found)) for axis, found in made.states.items())
 
     def _init_kept(self, kwargs: dict[str, Any]) -> Initialised:
-        """Be initialised as a part of a tree whose states are live: what they hold is written there."""
+        """Be initialised as part of a tree whose states are live: the new values are written there."""
         made, axes = self._make(kwargs)
         run = made.initialised
         values = states(made.module)
@@ -209,7 +211,7 @@ class Map(eqx.Module):
         )
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's `update`, or the module itself where it has none, in every lane.
+        """Run the module's `update`, or the module itself if it has none, in every lane.
 
         A stateful function: `out, mapper = ps.pure(mapper.update)(x)`.
 
@@ -232,10 +234,11 @@ class Map(eqx.Module):
         **Arguments:**
 
         - `fn`: the name of a method, or a function `fn(module, *args)`.
-        - `in_axes`, `out_axes`: as for `pstate.vmap2`; the module is not counted.
+        - `in_axes`, `out_axes`: as for `pstate.vmap2`; leave out the module.
         - `axis_name`: a name for collectives; by default the one that the map was made with.
-        - `state_axes`: how states are fed, instead of by the axes on which they were made; what it does
-            not select is shared. A state that was made for the lanes is written back along its axis.
+        - `state_axes`: the axes along which states are fed, instead of those on which they were
+            made; states that it does not select are shared. A state that was made for the lanes is
+            written back along its axis.
 
         **Returns:** a stateful function: `out, mapper = ps.pure(mapper.map("predict"))(x)`.
 
@@ -283,7 +286,7 @@ class Map(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _MapCaller:
-    """What `Map.map` binds to the map: a stateful function of the map and the arguments."""
+    """The stateful function, of the map and the arguments, that `Map.map` binds to the map."""
 
     fn: Any
     in_axes: Exact

@@ -24,16 +24,16 @@ def init_all_states(module: M, **kwargs: Any) -> M:
 
     **Arguments:**
 
-    - `module`: any Equinox module. It is not changed. Each module in it that defines `init_state` takes
-        part, through lists, tuples and dicts too. A `pstate.nn.Map` makes the states of what it maps for
-        its lanes.
-    - `kwargs`: handed to each `init_state` that names them. Inside a recording a live random state
-        among them is advanced; a frozen one serves as a seed.
+    - `module`: any Equinox module. It is not changed. Each module in it that defines `init_state`
+        takes part, also in lists, tuples and dicts. A `pstate.nn.Map` makes the states of its module
+        for its lanes.
+    - `kwargs`: passed to each `init_state` whose signature names them. Inside a recording, a live
+        random state among them is advanced; a frozen one serves as a seed.
 
     **Returns:** the module with its states filled.
 
-    **Raises:** `TypeError` for a keyword that nobody names, and for one that is missing, with the path
-    of the module.
+    **Raises:** `TypeError` for a keyword that no `init_state` names, and for a missing one, with
+    the path of the module.
     """
     _, _, states = collect(kwargs)
     if any(state._cell is not None for state in states):
@@ -49,8 +49,8 @@ def init_all_states(module: M, **kwargs: Any) -> M:
 class Module(eqx.Module):
     """An Equinox module with `init_state`.
 
-    Models that build their states in `__init__` need none of this. Here a state is declared, empty, and
-    filled by `init_state`: by writing its `.value`, or by assigning the declared field.
+    Models that build their states in `__init__` need none of this. Here a state is declared empty
+    and filled by `init_state`, by writing its `.value` or by assigning the declared field.
 
     !!! example
 
@@ -65,8 +65,8 @@ class Module(eqx.Module):
     """
 
     def __check_init__(self):
-        # Equinox leaves a field's default on the class where a module has an `__init__` of its own; an
-        # empty state there would be no part of the tree.
+        # Equinox leaves a field's default on the class if a module has its own `__init__`; an
+        # empty state there would not be part of the tree.
         for field in dataclasses.fields(self):
             default = getattr(type(self), field.name, None)
             if field.name not in self.__dict__ and isinstance(default, State):
@@ -75,7 +75,7 @@ class Module(eqx.Module):
     def init_all_states(self: M, **kwargs: Any) -> M:
         """Run `init_state` on this module and all in it, children first, and return the result.
 
-        Each gets the keywords that it names. See `pstate.nn.init_all_states`.
+        Each gets the keywords that its signature names. See `pstate.nn.init_all_states`.
         """
         return init_all_states(self, **kwargs)
 

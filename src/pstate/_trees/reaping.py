@@ -1,12 +1,12 @@
 """`reap`: what a call recorded, taken out of a tree."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from .._ground.errors import FrozenStateError
 from .._ground.paths import Path
 from .._ground.public import public
 from .._ground.tracebacks import short_tracebacks
-from .._ground.typing import Filter, PyTree
+from .._ground.typing import Filter
 from .._states.kinds import SownState
 from .._states.state import State, make_frozen
 from ..filter import to_predicate
@@ -14,9 +14,12 @@ from .bulk import leaves_of
 from .packed import Packed, pack
 
 
+T = TypeVar("T")
+
+
 @public
 @short_tracebacks
-def reap(tree: PyTree, filter: Filter = SownState) -> tuple[dict[Path, Any], PyTree]:  # noqa: A002
+def reap(tree: T, filter: Filter = SownState) -> tuple[dict[Path, Any], T]:  # noqa: A002
     """Take the values out of the states that record: `seen, model = ps.reap(model)`.
 
     **Arguments:**
@@ -67,5 +70,7 @@ def reap(tree: PyTree, filter: Filter = SownState) -> tuple[dict[Path, Any], PyT
         emptied.append(leaf)
     if not values:
         return values, tree
-    rest = treedef.unflatten(emptied)
-    return values, pack(rest) if isinstance(tree, Packed) else rest
+    rest: Any = treedef.unflatten(emptied)
+    if isinstance(tree, Packed):
+        rest = pack(rest)
+    return values, rest

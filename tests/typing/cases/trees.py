@@ -21,6 +21,7 @@ reveal_type(ps.trainable(m))  # is: Norm
 reveal_type(ps.trainable(m, wrt=ps.ParamState))  # is: Norm
 reveal_type(ps.select(m))  # is: Norm
 reveal_type(ps.select(ps.pack(m), ps.ParamState))  # is: Norm
+reveal_type(ps.reap({"seen": ps.SownState(0)}))  # is: tuple[dict[tuple[Any, ...], Any], dict[str, SownState[Array]]]
 reveal_type(ps.freeze(m))  # is: Norm
 reveal_type(ps.freeze({"a": ps.State(0)}))  # is: dict[str, State[Array]]
 mesh = jax.make_mesh((1,), ("data",))

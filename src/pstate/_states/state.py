@@ -34,7 +34,10 @@ from .threads import local, note_read, watch_read
 
 
 #: What a state holds: arrays, or a pytree of them. Numbers become arrays.
-V = TypeVar("V", default=Array)
+if TYPE_CHECKING:
+    V = TypeVar("V", default=Array)
+else:  # without the default, by which beartype would check every value on Python 3.13
+    V = TypeVar("V")
 S = TypeVar("S", bound="State[Any]")
 Tag = str | Iterable[str] | None
 

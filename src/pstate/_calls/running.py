@@ -1,4 +1,4 @@
-"""Running the function of a call with live states, and what that gives."""
+"""Running the function of a call with live states, and the results."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
@@ -21,21 +21,21 @@ from .edits import Edit, Snapshot, refuse_edit
 from .signature import FN, Signature, bare
 
 
-#: What a run wrote: the new value of each written state, by slot index.
+#: The writes of a run: the new value of each written state, by slot index.
 Writes = dict[int, Any]
 
-#: A slot whose state also stands in the output, and its place there.
+#: A slot whose state is also in the output, and its place there.
 Echo = tuple[int, str]
 
 
 @dataclasses.dataclass
 class Run:
-    """What one run of the body gave.
+    """The results of one run of the body.
 
-    `out` has frozen states. `writes` and `reads` are by slot index. `echoed` pairs each slot that also
-    stands in the output with its place there, which is an error wherever the slot is threaded. `edited`
-    has the containers of arguments without states that were edited in place, which is an error where the
-    argument is given back.
+    `out` has frozen states. `writes` and `reads` are by slot index. `echoed` pairs each slot whose
+    state is also in the output with its place there, which is an error if the slot is threaded.
+    `edited` has the containers, in arguments without states, that were edited in place, which is an
+    error if the argument is given back.
     """
 
     out: Any
@@ -59,8 +59,8 @@ def run_body(
 ) -> Run:
     """Run the function of a call on leaves, with live states.
 
-    `place` gives a key path of the call as code. `call` takes `(fn, args, kwargs)` and calls, in some
-    way, the function. The recording is closed when this returns or raises.
+    `place` returns a key path of the call as code. `call` takes `(fn, args, kwargs)` and calls the
+    function in some way. The recording is closed when this returns or raises.
 
     **Raises:** `FrozenStateError` for a container that was edited in place, in an argument with states.
     """
@@ -68,7 +68,10 @@ def run_body(
     try:
         arguments = thaw(signature.layout, leaves, recording)
         snapshot = Snapshot(arguments) if signature.has_containers else None
-        with listening(_threaded(signature)):
+        running = _threaded(signature)
+        if running is not None:
+            recording.sources = running.call.states
+        with listening(running):
             out = call(*arguments)
         edited = () if snapshot is None else _edits(snapshot, signature, recording, place)
         ok = True
@@ -83,7 +86,7 @@ def run_body(
         out = jtu.tree_map(given_back, out, is_leaf=is_state)
     if not states_out:
         return Run(out, writes, reads, (), None, edited)
-    states = states_of(out)  # packed trees are frozen, and their states stand at no place by themselves
+    states = states_of(out)  # packed trees are frozen, and their states have no places of their own
     echoed, aliased = _echoed(out, states, recording), _aliased(out, states)
     return Run(freeze(out), writes, reads, echoed, aliased, edited)
 
@@ -95,7 +98,7 @@ def _threaded(signature: Signature) -> Threaded | None:
 
 
 def _refuse_stale(signature: Signature, writes: Collection[int], recording: Recording) -> None:
-    """Raise where a state that the call threads was read by closure, and is written."""
+    """Raise if a state that the call threads was read by closure, and is written."""
     running = _threaded(signature)
     index = None if running is None else running.stale(writes)
     if running is not None and index is not None:
@@ -105,8 +108,8 @@ def _refuse_stale(signature: Signature, writes: Collection[int], recording: Reco
         raise CapturedStateError(
             f"`{place}` ({kind}) is written by a function of {recording.title}, and was also read "
             f"through a closure: from the `{root}` outside, which has the value from before and goes "
-            f"stale. Read it from the `{root}` that the function gets; a function that gets none is "
-            f"bound to it: ft.partial(f, {root})."
+            f"stale. Read it from the `{root}` that the function gets; if it gets none, bind the "
+            f"function to it: ft.partial(f, {root})."
         )
 
 
@@ -116,7 +119,7 @@ def _edits(
     recording: Recording,
     place: Callable[[Sequence[Any]], str],
 ) -> tuple[Edit, ...]:
-    """The containers that were edited in place, where nobody loses anything by it."""
+    """The containers that were edited in place, if nothing is lost by it."""
     edited = tuple(snapshot.edits(signature.argument))
     if not edited:
         return ()

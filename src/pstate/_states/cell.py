@@ -1,10 +1,10 @@
 """The live half of states: recordings and what they record.
 
-A *recording* makes every state of a tree live. Each live state shares a *cell*: the place that holds
-the newest value and remembers whether it was read or written. A *link* is the static part of a live
+A *recording* makes every state of a tree live. Each live state shares a *cell*, which holds the
+current value and remembers whether it was read or written. A *link* is the static part of a live
 state when a pytree is taken apart: it equals the static part of a frozen state, so that trees match
-and nothing traces again, yet leads back to the cell, so that a copy of the tree stays live where the
-value is the very same object.
+and nothing is traced again; but it leads back to the cell, so that a copy of the tree stays live if
+its value is the same object.
 
 Invariants:
 
@@ -40,13 +40,14 @@ class Link(tuple):
 
 
 class Recording:
-    """What makes the states of one tree live, and hears of their writes.
+    """Makes the states of one tree live, and records their writes.
 
-    `place_of` tells where the state of an index stands, `guard` raises where a write is not allowed,
+    `place_of` gives the place of the state at an index, `guard` raises if a write is not allowed,
     `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
-    recording. `data` says of an index whether its state stays frozen, and what to say of a write to it.
-    `aliases` are pairs of indices at which one state stands twice. `lines` hears where each state was
-    written last, if somebody wants to know.
+    recording. `data` says for an index whether its state stays frozen, and what the error for a
+    write to it says. `sources` are the states of which its live states are copies. `aliases` are
+    pairs of indices that hold the same state. `lines`, if given, collects where each state was last
+    written.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Recording:
         "lines",
         "original",
         "place_of",
+        "sources",
         "thread",
         "title",
         "trace",
@@ -89,11 +91,12 @@ class Recording:
         self.guard = guard
         self.original = original
         self.frozen = frozen
+        self.sources: Sequence[Any] = frozen
         self.title = title
         local.recordings = (*local.recordings, self)
 
     def first(self, index: int) -> int:
-        """The first index at which the state of an index stands."""
+        """The first index that holds the same state as an index."""
         return self._first.get(index, index)
 
     def close(self, *, check: bool = True) -> None:
@@ -101,7 +104,7 @@ class Recording:
         if self.closed:
             return
         self.closed = True
-        self.frozen = ()
+        self.frozen = self.sources = ()
         local.recordings = tuple(r for r in local.recordings if r is not self)
         # Live states keep their cells; without this list no cycle keeps tracers alive.
         cells, self.cells = self.cells, []
@@ -113,8 +116,8 @@ class Recording:
 class Cell:
     """Where a live state keeps its value.
 
-    `value` is the newest one, `written` and `read` say what happened, and `index` is the place of the
-    state in its recording.
+    `value` is the current one, `written` and `read` say what happened to it, and `index` is the
+    index of the state in its recording.
     """
 
     __slots__ = (
@@ -141,7 +144,7 @@ class Cell:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """What cells of one state, at two places of the recorded tree, have in common."""
+        """The same for all cells of one state that is at several places in the recorded tree."""
         return id(self.recording), self.recording.first(self.index)
 
     @property
@@ -149,14 +152,14 @@ class Cell:
         return self.recording.place_of(self.index)
 
     def get(self) -> Any:
-        """The newest value, computed now if it was deferred."""
+        """The current value, computed now if it was deferred."""
         if type(self.value) is Deferred:
             self.value = self.value.get()
         self.read = True
         return self.value
 
     def hand_out(self) -> Any:
-        """The newest value for model code: a container is copied, and the copy is watched."""
+        """The current value for model code: a container is copied, and the copy is watched."""
         value = self.get()
         copied = copy(value)
         if copied is not value and not self.recording.closed:
@@ -174,7 +177,7 @@ class Cell:
             lines[self.index] = users_line()
 
     def check_writable(self, kind: str) -> None:
-        """Raise unless a write here and now is recorded."""
+        """Raise unless a write would be recorded here and now."""
         recording = self.recording
         if recording.closed:
             raise FrozenStateError(

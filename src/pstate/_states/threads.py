@@ -1,7 +1,7 @@
 """What a thread is doing with states right now, and what it read while a body was being compiled.
 
-JAX takes trees apart and puts them together through functions that get nothing but the node. Whatever
-they have to know besides is kept here, for each thread.
+JAX takes trees apart and puts them together through functions that get only the node. Whatever else
+they have to know is kept here, per thread.
 
 A *watch* belongs to a body that is being compiled. A read of a concrete value that the body neither
 received nor made is a *capture*: compiled, it would be a constant and go stale.
@@ -19,7 +19,7 @@ import jax.tree_util as jtu
 
 
 class Watch:
-    """What a body that is being compiled read without having received it."""
+    """The values that a body being compiled has read without having received them."""
 
     __slots__ = ("born", "captured")
 
@@ -30,9 +30,11 @@ class Watch:
 
 
 class Threaded:
-    """The states that a call threads, while its function runs, and which of them are read by closure.
+    """The states that a call threads while its function runs, and which of them are read by
+    closure.
 
-    Such a read gives the value from before the call. Where the call also writes the state, it is stale.
+    Such a read gives the value from before the call. If the call also writes the state, that value
+    is stale.
     """
 
     __slots__ = ("_keys", "call", "read", "written")
@@ -44,7 +46,7 @@ class Threaded:
         self._keys: frozenset[int] | None = None
 
     def note(self, state: Any) -> None:
-        """Hear of a read of a state from outside."""
+        """Note a read of a state from outside."""
         if self._keys is None:
             self._keys = frozenset(map(key_of, self.call.states))
         key = key_of(state)
@@ -52,7 +54,7 @@ class Threaded:
             self.read.add(key)
 
     def stale(self, writes: Iterable[int]) -> int | None:
-        """The slot of a state that has been read by closure and is written, if there is one."""
+        """The slot of a state that was read by closure and is written, if there is one."""
         states = self.call.states
         self.written.update(key_of(states[index]) for index in writes)
         stale = self.read & self.written
@@ -60,12 +62,12 @@ class Threaded:
 
 
 def key_of(state: Any) -> int:
-    """What a live state and its copies have in common; a frozen state is itself."""
+    """The same key for a live state and all its copies; a frozen state has its own."""
     return id(state if state._cell is None else state._cell)
 
 
 class Collected(list[Any]):
-    """The states that flattening met, in order. A packed tree stands for all of its own."""
+    """The states that flattening met, in order. A packed tree stands for all its states."""
 
     has_packed = False
 
@@ -73,15 +75,13 @@ class Collected(list[Any]):
 class _Local(threading.local):
     """What a thread is doing with pytrees right now.
 
-    `rebuild`: what unflattening makes of a state, or `None` for the usual.
-    `collected`: where flattening puts the states it meets, or `None`.
-    `catchers`: who collects new states.
-    `recordings`: the open recordings, innermost last.
-    `watch`: the body that is being compiled, or `None`.
-    `call`: the call whose function is about to run, with the states that it threads.
-    `threaded`: the calls whose functions are running, innermost last.
-    `on_devices`: whether the body of a mapping over devices is running.
-    `keep_packed`: whether packed trees stay packed where a call is put together.
+    `rebuild`: how unflattening builds a state, or `None` for the usual way. `collected`: where
+    flattening puts the states it meets, or `None`. `catchers`: the collectors of new states.
+    `recordings`: the open recordings, innermost last. `watch`: the body that is being compiled, or
+    `None`. `call`: the call whose function is about to run, with the states that it threads.
+    `threaded`: the calls whose functions are running, innermost last. `on_devices`: whether the
+    body of a mapping over devices is running. `keep_packed`: whether packed trees stay packed when
+    a call is put together.
     """
 
     rebuild: Callable[..., Any] | None = None
@@ -100,7 +100,7 @@ local = _Local()
 
 @contextmanager
 def threading_states(call: Any) -> Iterator[None]:
-    """While this lasts, a call is prepared and run, which threads the states that it was given."""
+    """Inside this context, a call that threads the given states is prepared and run."""
     outer, local.call = local.call, Threaded(call)
     try:
         yield
@@ -110,7 +110,7 @@ def threading_states(call: Any) -> Iterator[None]:
 
 @contextmanager
 def listening(call: Threaded | None) -> Iterator[None]:
-    """While this lasts, the function of a call runs, and the call hears of reads."""
+    """Inside this context, the function of a call runs, and the call is told about reads."""
     outer = local.threaded
     if call is not None:
         call.call.states  # noqa: B018 (looked up now: a node may take its states apart on the way)
@@ -142,9 +142,15 @@ def watch_read(state: Any, value: Any) -> None:
 
 
 def _is_born(state: Any, watch: Watch) -> bool:
-    """Whether the body made the state, or the state that this is a live copy of."""
+    """Whether the body made the state or wrote its value, or did so to the state that this is a copy
+    of.
+    """
+    if state in watch.born:
+        return True
     cell = state._cell
-    sources = () if cell is None else cell.recording.frozen
-    return state in watch.born or (
-        cell is not None and cell.index < len(sources) and (sources[cell.index] in watch.born)
-    )
+    if cell is None:
+        return False
+    if cell.written and cell.recording.watch is watch:
+        return True
+    sources = cell.recording.sources
+    return cell.index < len(sources) and _is_born(sources[cell.index], watch)

@@ -88,7 +88,7 @@ def test_the_message():
     message = (
         "`m['n']` (State) is written by a function of ps.while_loop(f, ft.partial(f, m)), and was also "
         "read through a closure: from the `m` outside, which has the value from before and goes stale. "
-        "Read it from the `m` that the function gets; a function that gets none is bound to it: "
+        "Read it from the `m` that the function gets; if it gets none, bind the function to it: "
         "ft.partial(f, m)."
     )
     with pytest.raises(ps.CapturedStateError, match=f"^{re.escape(message)}"):
@@ -149,7 +149,7 @@ def test_taking_leaves_is_a_read(take):
         ps.jit(f)(jnp.ones(3))
     with pytest.raises(ps.CapturedStateError, match=r"reads the state .*State"):
         ps.pmap2(f)(jnp.ones((4, 3)))
-    with pytest.warns(ps.CapturedStateWarning, match="therefore it runs uncompiled"):
+    with pytest.warns(ps.CapturedStateWarning, match="so it runs uncompiled"):
         ys = ps.vmap2(f)(jnp.ones((4, 3)))
     np.testing.assert_array_equal(ys, jnp.ones((4, 3)) + take())
 

@@ -7,5 +7,5 @@ slot; a *note* says what its arrays mean. `pure` has a *contract*: which argumen
 Always: what was not written comes back as the same leaf objects that came in; a write is given back
 or refused.
 
-Start with `call.py`, then `running.py`, `giving_back.py`, `pure.py`; all transforms share `transform.py`.
+Start with `call.py`, then `running.py`, `giving_back.py`, `pure.py`; transforms share `transform.py`.
 """

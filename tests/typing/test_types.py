@@ -23,7 +23,7 @@ import runpy
 import subprocess
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,56 +112,55 @@ def plain(text: str) -> str:
     return _without_lists(text.replace("def (", "(")).replace("Unknown", "Any")
 
 
-def run_checker(checker: str, folder: Path, *options: str) -> str:
-    command = [sys.executable, "-m", checker, *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
+OPTIONS = {
+    "pyright": ("--outputjson", "--pythonpath", sys.executable),
+    "mypy": ("--strict", "--output=json", "--cache-dir=.mypy_cache", *FILES),
+}
 
 
-def said_by_pyright(folder: Path) -> Iterator[tuple[Line, str, str]]:
-    options = ("--outputjson", "--pythonpath", sys.executable)
-    answer = json.loads(run_checker("pyright", folder, *options))
+def read_pyright(output: str) -> Iterator[tuple[Line, str, str]]:
+    """The places, rules and messages of what pyright printed."""
+    answer = json.loads(output)
     assert answer["summary"]["filesAnalyzed"] == len(FILES)
     for each in answer["generalDiagnostics"]:
         line = Path(each["file"]).name, each["range"]["start"]["line"] + 1
         yield line, each.get("rule", "information"), each["message"]
 
 
-def said_by_mypy(folder: Path) -> Iterator[tuple[Line, str, str]]:
-    options = ("--strict", "--output=json", "--cache-dir=.mypy_cache", *FILES)
-    for each in map(json.loads, run_checker("mypy", folder, *options).splitlines()):
+def read_mypy(output: str) -> Iterator[tuple[Line, str, str]]:
+    """The same of mypy. Its notes have no code."""
+    for each in map(json.loads, output.splitlines()):
         yield (Path(each["file"]).name, each["line"]), each["code"] or "", each["message"]
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a checker says of all files. Each is run once."""
+@pytest.fixture(scope="module", autouse=True)
+def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Found]]:
+    """What a checker says of all files. Both run, once, beside the tests that come first."""
+    running: dict[str, subprocess.Popen[Any]] = {}
+    outputs = {checker: tmp_path_factory.mktemp(checker) / "output.json" for checker in CHECKERS}
+    for checker, output in outputs.items():
+        for name, text in FILES.items():
+            output.with_name(name).write_text(text)
+        output.with_name("pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+        command = [sys.executable, "-m", checker, *OPTIONS[checker]]
+        with output.open("w") as file:
+            running[checker] = subprocess.Popen(command, cwd=output.parent, stdout=file)
 
     @ft.cache
     def ask(checker: str) -> Found:
-        folder = tmp_path_factory.mktemp(checker)
-        for name, text in FILES.items():
-            (folder / name).write_text(text)
-        (folder / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
-        found, ask_one = Found(), said_by_pyright if checker == "pyright" else said_by_mypy
-        for line, code, message in ask_one(folder):
+        running[checker].wait()
+        found, read = Found(), read_pyright if checker == "pyright" else read_mypy
+        for line, code, message in read(outputs[checker].read_text()):
             revealed = re.search(r'(?:^Type of ".*"|^Revealed type) is "(.*)"$', message, re.DOTALL)
             if revealed:
                 found.types[line] = plain(revealed[1])
-            elif code or checker == "pyright":  # mypy's notes have no code
+            elif code:
                 found.errors.setdefault(line, set()).add(code)
         return found
 
-    return ask
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_checkers(checker: str, name: str, said: Any):
-    """A checker reveals the types that comments expect, and finds their errors and no others."""
-    types, errors = said(checker).of(name)
-    expected_types, expected_errors = comments(name, checker).of(name)
-    assert types == expected_types
-    assert errors == expected_errors
+    yield ask
+    for process in running.values():
+        process.kill()
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("models.py", "wrong.py", PAGE)])
@@ -188,3 +187,13 @@ def test_types_are_true(name: str, monkeypatch: pytest.MonkeyPatch):
     for line, hint in types.items():
         if "(" not in hint:
             assert is_bearable(values[line], eval(hint, known)), f"line {line}: {hint}"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_checkers(checker: str, name: str, said: Callable[[str], Found]):
+    """A checker reveals the types that comments expect, and finds their errors and no others."""
+    types, errors = said(checker).of(name)
+    expected_types, expected_errors = comments(name, checker).of(name)
+    assert types == expected_types
+    assert errors == expected_errors

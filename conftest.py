@@ -1,9 +1,42 @@
-"""Tests run on four forced CPU devices; this must be said before JAX starts."""
+"""How the tests run: on four forced CPU devices, and with little time spent in the compiler.
+
+The tests compile thousands of tiny programs, many of them more than once. Half of the suite's time would
+go into that, so the compiler's backend is told not to optimise, and what it compiled is kept until the end
+of the run. What the environment sets has precedence. All of this must be set before JAX starts.
+"""
 
 import os
+import shutil
+import tempfile
 
 
-flags = os.environ.get("XLA_FLAGS", "")
-if "xla_force_host_platform_device_count" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=4"
+def _xla_flags() -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    for name, value in (
+        ("xla_force_host_platform_device_count", 4),
+        ("xla_backend_optimization_level", 0),
+    ):
+        if name not in flags:
+            flags += f" --{name}={value}"
+    os.environ["XLA_FLAGS"] = flags
+
+
+def _compilation_cache() -> str | None:
+    """A folder of this run, which the processes that it starts share."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return None
+    folder = tempfile.mkdtemp(prefix="pstate-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    return folder
+
+
+_xla_flags()
+_FOLDER = _compilation_cache()
 os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_sessionfinish() -> None:
+    if _FOLDER is not None:
+        shutil.rmtree(_FOLDER, ignore_errors=True)

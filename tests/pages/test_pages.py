@@ -24,8 +24,9 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # Pages as blocks ------------------------------------------------------------------------------------
 
 
-#: Pages of other libraries, which take long.
-LONG = {"diffrax", "optax", "orbax"}
+#: Pages of other libraries and whole programs, which take long.
+LONG = {"diffrax", "optax", "orbax", "habits_to_change", "coming_from_equinox_state"}
+LONG |= {name_of(page) for page in PAGES if page.parent.name == "recipes"}
 
 
 @pytest.mark.parametrize(

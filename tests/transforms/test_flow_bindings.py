@@ -174,7 +174,7 @@ def test_a_write_through_a_closure_is_refused(call, name):
 def test_a_write_to_a_frozen_state_through_a_closure_is_refused():
     """The same for a state that nobody made live."""
     frozen = model()
-    with pytest.raises(ps.FrozenStateError, match=r"in a function of ps\.for_loop\(f\), and came"):
+    with pytest.raises(ps.FrozenStateError, match=r"in a function of ps\.for_loop\(f\), but did not come"):
         ps.for_loop(lambda x: frozen.add(x), XS)
 
 
@@ -318,7 +318,7 @@ def test_a_state_that_is_threaded_and_returned():
         model.add(x)
         return model.total
 
-    with pytest.raises(ps.AliasedStateError, match="stands in the output as `out"):
+    with pytest.raises(ps.AliasedStateError, match="is also in the output as `out"):
         ps.pure(lambda m: ps.for_loop(ft.partial(step, m), XS))(model())
-    with pytest.raises(ps.AliasedStateError, match="stands in the output as `out"):
+    with pytest.raises(ps.AliasedStateError, match="is also in the output as `out"):
         ps.pure(lambda m: ps.cond(True, lambda m: m.total, lambda m: m.total, m))(model())

@@ -65,7 +65,7 @@ class SownState(State[V]):
         ...     return jnp.sum(seen.value)
         >>> _, seen = ps.pure(ps.vmap2(layer, in_axes=(None, 0)))(ps.SownState(), jnp.zeros((4, 3)))
         >>> seen
-        SownState(f32[4 3])
+        SownState(f32[4,3])
     """
 
     __slots__ = ()

@@ -174,7 +174,8 @@ def test_a_write_through_a_closure_is_refused(call, name):
 def test_a_write_to_a_frozen_state_through_a_closure_is_refused():
     """The same for a state that nobody made live."""
     frozen = model()
-    with pytest.raises(ps.FrozenStateError, match=r"in a function of ps\.for_loop\(f\), but did not come"):
+    message = r"in a function of ps\.for_loop\(f\), but did not come"
+    with pytest.raises(ps.FrozenStateError, match=message):
         ps.for_loop(lambda x: frozen.add(x), XS)
 
 

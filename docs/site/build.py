@@ -183,11 +183,11 @@ def example(name: str) -> str:
     """The page of an example: what it is, what it draws, the program."""
     title, figures = EXAMPLES[name]
     source = (ROOT / "examples" / f"{name}.py").read_text()
-    about = ast.get_docstring(ast.parse(source)) or ""
-    shown = "\n\n".join(f"![{figure}](../figures/{figure}.png)" for figure in figures)
+    first, _, about = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
+    shown = "\n\n".join(f"![{first}](../figures/{figure}.png)" for figure in figures)
     program = source.split('"""', 2)[2].strip()
     return linked(
-        f'# {title}\n\n{about}\n\n{shown}\n\n```{{.python title="examples/{name}.py"}}\n{program}\n```\n'
+        f'# {title}\n\n{first}\n\n{shown}\n\n{about}\n\n```{{.python title="examples/{name}.py"}}\n{program}\n```\n'
     )
 
 

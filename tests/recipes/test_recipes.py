@@ -74,8 +74,7 @@ def test_every_recipe_is_listed_and_compared():
     listed = re.findall(r"^\| \[.*\]\((\w+)\.md\) \|", index, re.MULTILINE)
     names = {path.stem for path in (DOCS / "recipes").glob("*.md")} - {"index"}
     assert sorted(listed) == sorted(names)
-    elsewhere = {"intermediate_values"}  # tests/laws/sown.py has its twins
-    assert {f"test_{name}" for name in names - elsewhere} <= set(globals())
+    assert {f"test_{name}" for name in names} <= set(globals())
 
 
 def test_recurrent():
@@ -283,3 +282,14 @@ def test_surrogate_gradients():
         assert_close(found, states, atol=1e-4)
         assert_close(plain(gradient(opt_state)), grads)
         assert jnp.abs(grads[0][0]).max() > 1e-3
+
+
+def test_intermediate_values():
+    """Outputs, hidden states, gates and norms are those that a scan in a vmap returns on the side."""
+    with page("intermediate_values") as r:
+        cells = [affine(cell.gates) for cell in r.net.cells]
+        ys, hidden, gates, norms = jax.jit(twins.gated)(cells, jnp.zeros((2, 3, 4)), r.xs)
+        assert_close(r.ys, ys)
+        assert_close([cell.hidden.value for cell in r.net.cells], list(hidden))
+        assert list(r.seen) == [("cells", 0, "gate"), ("cells", 1, "gate"), ("norm",)]
+        assert_close(list(r.seen.values()), [gates[0], gates[1], norms])

@@ -275,3 +275,21 @@ def spiking_loss(layers: Any, xs: Any, labels: Any) -> Any:
 
     counts, after = jax.vmap(trial)(xs)
     return optax.softmax_cross_entropy_with_integer_labels(counts, labels).mean(), (counts, after)
+
+
+def gated(cells: Any, hidden: Any, xs: Any) -> Any:
+    """Gated cells over sequences: outputs, hidden states, and for each step the gates and the norm."""
+
+    def step(hidden: Any, x: Any) -> Any:
+        new, gates = [], []
+        for layer, h in zip(cells, hidden, strict=True):
+            gate, candidate = jnp.split(affine(layer, jnp.concatenate([x, h])), 2)
+            gate = jax.nn.sigmoid(gate)
+            x = gate * h + (1 - gate) * jnp.tanh(candidate)
+            new.append(x)
+            gates.append(gate)
+        return jnp.stack(new), (x, jnp.stack(gates), jnp.linalg.norm(x))
+
+    over_time = lambda hidden, xs: jax.lax.scan(step, hidden, xs)
+    hidden, (ys, gates, norms) = jax.vmap(over_time, (1, 0), (1, 0))(hidden, xs)
+    return ys, hidden, jnp.moveaxis(gates, 2, 0), norms

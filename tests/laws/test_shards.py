@@ -53,8 +53,15 @@ def fits(case: Case) -> bool:
 FITTING = [case for case in CASES if fits(case)]
 
 
-def over_shards(mapped: ps.StatefulMapping, n_lanes: int) -> Any:
+def has_sown(tree: Any) -> bool:
+    leaves = jtu.tree_leaves(tree, is_leaf=lambda x: isinstance(x, ps.State))
+    return any(isinstance(leaf, ps.SownState) for leaf in leaves)
+
+
+def over_shards(mapped: ps.StatefulMapping, n_lanes: int, sown: bool) -> Any:
+    """The mapping in shards. What is sown is stacked by lanes, and so needs a rule over shards."""
     options = mapped.options
+    out_specs = {spec(axis): filter_ for axis, filter_ in options.state_out_axes.items()}
     n = math.gcd(n_lanes, 4) if n_lanes != 3 else 3
     auto = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((n,), ("lanes",), devices=jax.devices()[:n], axis_types=auto)
@@ -69,7 +76,7 @@ def over_shards(mapped: ps.StatefulMapping, n_lanes: int) -> Any:
         in_specs=in_specs,
         out_specs=specs(options.out_axes),
         state_in_specs={spec(axis): filter_ for axis, filter_ in options.state_in_axes.items()},
-        state_out_specs={spec(axis): filter_ for axis, filter_ in options.state_out_axes.items()},
+        state_out_specs={**out_specs, **({P("lanes"): ps.SownState} if sown else {})},
     )
 
 
@@ -86,7 +93,8 @@ def test_shards_of_lanes(case: Case):
     args, kwargs = case.args(), case.kwargs()
     mapped = case.make()
     expected = ps.pure(mapped)(*args, **kwargs)
-    pure = ps.pure(over_shards(mapped, mapped.explain(*args, **kwargs).axis_size))
+    n_lanes = mapped.explain(*args, **kwargs).axis_size
+    pure = ps.pure(over_shards(mapped, n_lanes, has_sown((args, kwargs))))
     before = ticks()
     assert_same(pure(*args, **kwargs), expected, exact=False)
     assert ticks() - before <= case.runs

@@ -324,7 +324,7 @@ def test_tangents_that_do_not_fit():
             ValueError, match=r"^The tangents of ps\.jvp\(f\) do not fit: .*argnums\.$"
         ) as error:
             ps.jvp(f, (model, x), tangents)
-    advice = re.search(r"Write tangents = (.*), and count", str(error.value))[1]
+    advice = re.search(r"Write tangents = (.*), and name", str(error.value))[1]
     tangents = eval(advice, {"jax": jax, "jnp": jnp, "eqx": eqx, "ps": ps, "model": model})
     np.testing.assert_array_equal(ps.jvp(f, (model, x), tangents)[1], x)
     with pytest.raises(ValueError, match="shape"):

@@ -145,6 +145,7 @@ def test_no_leaks(case: Case):
         case.pure()(*args, **kwargs)
 
 
+@pytest.mark.once
 @every_case
 def test_without_jit(case: Case):
     """`jax.disable_jit()` changes nothing but the speed."""
@@ -170,6 +171,7 @@ def test_commutes_with_jit(case: Case):
     assert_same(compiled(dynamic), eqx.filter(expected, eqx.is_array), exact=False)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "case", [c for c in CASES if c.mapping and c.commutes], ids=lambda case: case.name
 )
@@ -290,6 +292,7 @@ def _stack(lanes: list[Any], axis: int | None) -> Any:
     return jax.tree.map(lambda *each: jnp.stack(each, axis), *lanes)
 
 
+@pytest.mark.once
 @every_case
 def test_inputs_stay_as_they_were(case: Case):
     """L8: no call changes an input, and a call can be repeated."""

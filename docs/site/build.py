@@ -186,9 +186,8 @@ def example(name: str) -> str:
     first, _, about = (ast.get_docstring(ast.parse(source)) or "").partition("\n\n")
     shown = "\n\n".join(f"![{first}](../figures/{figure}.png)" for figure in figures)
     program = source.split('"""', 2)[2].strip()
-    return linked(
-        f'# {title}\n\n{first}\n\n{shown}\n\n{about}\n\n```{{.python title="examples/{name}.py"}}\n{program}\n```\n'
-    )
+    code = f'```{{.python title="examples/{name}.py"}}\n{program}\n```\n'
+    return linked("\n\n".join((f"# {title}", first, shown, about, code)))
 
 
 def write(folder: Path) -> None:

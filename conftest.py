@@ -1,7 +1,7 @@
 """How the tests run: on four forced CPU devices, and with little time spent in the compiler.
 
 The tests compile thousands of tiny programs, many of them more than once. Half of the suite's time would
-go into that. So the compiler's backend is told not to optimise, and what it compiled is kept until the
+go into that. So the compiler's backend is told to optimise little, and what it compiled is kept until the
 end of the run. What the environment sets has precedence. All of this must be set before JAX starts.
 """
 
@@ -14,7 +14,7 @@ def _xla_flags() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     for name, value in (
         ("xla_force_host_platform_device_count", 4),
-        ("xla_backend_optimization_level", 0),
+        ("xla_backend_optimization_level", 1),
     ):
         if name not in flags:
             flags += f" --{name}={value}"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 from jax.sharding import AxisType
@@ -39,17 +38,6 @@ def same_bits(a: Any, b: Any) -> bool:
     return one == other and all(
         numbers(x).dtype == numbers(y).dtype and numbers(x).tobytes() == numbers(y).tobytes()
         for x, y in zip(xs, ys, strict=True)
-    )
-
-
-def same_draws(a: Any, b: Any) -> bool:
-    """The same but for rounding of floats, which come of other programs, and keys bit for bit."""
-    (xs, one), (ys, other) = jax.tree.flatten(a), jax.tree.flatten(b)
-    keys = [i for i, x in enumerate(xs) if not jnp.issubdtype(x.dtype, jnp.floating)]
-    return (
-        one == other
-        and same_bits([xs[i] for i in keys], [ys[i] for i in keys])
-        and all(np.allclose(numbers(x), numbers(y), 1e-6) for x, y in zip(xs, ys, strict=True))
     )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import pstate as ps
 from pstate._sharding.init import init_program
-from sharding.devices import AUTO, EXPLICIT, in_context, mesh, same_draws, spec_of, specs_of
+from sharding.devices import AUTO, EXPLICIT, in_context, mesh, same_bits, spec_of, specs_of
 
 
 KINDS = pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
@@ -38,7 +38,7 @@ def test_the_numbers_of_one_device(kind: Any):
     """Bit for bit what the unsharded initialisation gives, with its arrays where the rules say."""
     new = ps.sharded_init(Net, RULES, mesh(kind))(8, key=jr.key(0))
     expected = eqx.filter_jit(Net)(8, jr.key(0))
-    assert same_draws(eqx.filter(new, eqx.is_array), eqx.filter(expected, eqx.is_array))
+    assert same_bits(eqx.filter(new, eqx.is_array), eqx.filter(expected, eqx.is_array))
     assert specs_of(eqx.filter(new, eqx.is_array)) == [("data",), ("data",), ("data",), ()]
     assert (new.w.tag, new.act) == (("big",), jnp.tanh)
 
@@ -48,7 +48,7 @@ def test_both_ways_to_draw(partitionable: bool):
     """With JAX's older threefry, which is not partitionable, the numbers are those of one device too."""
     with jax.threefry_partitionable(partitionable):
         new = ps.sharded_init(Net, RULES, mesh())(8, jr.key(0))
-        assert same_draws(new.w, eqx.filter_jit(Net)(8, jr.key(0)).w)
+        assert same_bits(new.w, eqx.filter_jit(Net)(8, jr.key(0)).w)
 
 
 def test_no_device_has_a_whole_copy():
@@ -108,7 +108,7 @@ def test_an_ensemble(kind: Any):
     with in_context(mesh(kind)):
         new, found = ps.sharded_init(make, {P("data"): ps.HiddenState, P(): ...})()
     expected = make()
-    assert same_draws((new, found), expected)
+    assert same_bits((new, found), expected)
     assert spec_of(new.h.value) == ("data",)
     assert spec_of(new.w.value) == ()
     assert found[0][("h",)] is new.h
@@ -121,7 +121,7 @@ def test_init_all_states():
         return ps.nn.init_all_states(cell, size=8)
 
     new = ps.sharded_init(make, {P("data"): ps.HiddenState}, mesh())(Cell())
-    assert same_draws(new.h, make(Cell()).h)
+    assert same_bits(new.h, make(Cell()).h)
     assert spec_of(new.h.value) == ("data",)
 
 

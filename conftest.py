@@ -1,8 +1,8 @@
 """How the tests run: on four forced CPU devices, and with little time spent in the compiler.
 
 The tests compile thousands of tiny programs, many of them more than once. Half of the suite's time would
-go into that. So the compiler's backend is told to optimise little, and what it compiled is kept until the
-end of the run. What the environment sets has precedence. All of this must be set before JAX starts.
+go into that. So the compiler's backend is told to optimise little, and what it compiled is kept until
+the end of the run. What the environment sets has precedence. All of this must be set before JAX starts.
 """
 
 import os

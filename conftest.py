@@ -10,6 +10,9 @@ import shutil
 import tempfile
 
 
+_OWN = "PSTATE_TESTS_COMPILED"
+
+
 def _xla_flags() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     for name, value in (
@@ -22,11 +25,18 @@ def _xla_flags() -> None:
 
 
 def _compilation_cache() -> str | None:
-    """A folder of this run, which the processes that it starts share."""
+    """A folder of this run, in which each worker has a part of its own: JAX locks nothing of it.
+
+    The processes that a test starts share the part of their worker.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and _OWN in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ[_OWN], worker)
+        return None
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return None
     folder = tempfile.mkdtemp(prefix="pstate-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ[_OWN] = os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     return folder

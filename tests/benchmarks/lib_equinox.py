@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from job import Built, Contender, Contenders, Job
+from job import FEW, Built, Contender, Contenders, Job, linears
 
 
 def _build(job: Job, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Built:
@@ -36,6 +36,31 @@ def _build(job: Job, transform: Callable[[Callable[..., Any]], Callable[..., Any
 
     return Built(call, lambda: [layer.counter for layer in model.layers])
 
+
+def _build_few(job: Job) -> Built:
+    class Model(eqx.Module):
+        linears: list[eqx.nn.Linear]
+        means: list[jax.Array]
+
+    @jax.jit
+    def step(model: Any, x: Any) -> tuple[Any, Any]:
+        job.enter_body()
+        for linear in model.linears:
+            x = linear(x)
+        return x, Model(model.linears, [0.5 * mean + x for mean in model.means])
+
+    model = Model(linears(), job.counters[:FEW])
+
+    def call() -> jax.Array:
+        nonlocal model
+        x, model = step(model, job.x)
+        return x
+
+    return Built(call, lambda: model.means)
+
+
+#: The limit of the job with few states. Over flat lists the twin would not return the layers at all.
+FEW_BY_HAND = Contenders(warm=(), mapped=(), few=(Contender("jax.jit(f) over modules", _build_few),))
 
 EQUINOX = Contenders(
     warm=(

@@ -11,7 +11,14 @@ from report import Row, Table
 from timing import Measured
 
 
-_CALLS = {"warm": "jitted", "mapped": "mapped"}
+_CALLS = {"warm": "jitted", "mapped": "mapped", "loops": "eager loop", "few": "few-state"}
+
+_TITLES = {
+    "warm": "Warm dispatch",
+    "mapped": "Eager mapped call",
+    "loops": "Eager loop",
+    "few": "Warm dispatch, few states",
+}
 
 
 class Field:
@@ -20,10 +27,10 @@ class Field:
     The others stand in every table as failed.
     """
 
-    def __init__(self, kind: str, contenders: Sequence[Contender], states: int, lanes: int | None):
+    def __init__(self, kind: str, contenders: Sequence[Contender], job: Callable[[], Job], size: str):
         self._kind = kind
-        self._states = states
-        self._lanes = lanes
+        self._job = job
+        self._size = size
         self._playing: list[Contender] = []
         self._failed: list[Row] = []
         self._built: dict[str, Built] = {}
@@ -38,9 +45,6 @@ class Field:
                 self._failed.append(_failed(contender.name, error))
             else:
                 self._playing.append(contender)
-
-    def _job(self) -> Job:
-        return Job(self._states, self._lanes)
 
     def _first_calls(self, contender: Contender) -> list[np.ndarray]:
         job = self._job()
@@ -61,9 +65,8 @@ class Field:
         def cells(own: Measured, limit: Measured) -> tuple[str, ...]:
             return f"{own.median * 1e6:,.0f}", f"{own.ratio(limit):.2f}", str(len(own.seconds))
 
-        title = "Warm dispatch" if self._kind == "warm" else "Eager mapped call"
         rows = _rows(timing.warm(calls, rounds, budget), cells)
-        return self._table(title, ("us", "ratio", "rounds"), rows)
+        return self._table(_TITLES[self._kind], ("us", "ratio", "rounds"), rows)
 
     def cold(self, rounds: int, budget: float) -> Table:
         """Milliseconds of first calls."""
@@ -86,7 +89,7 @@ class Field:
         return self._table(f"Runs of the {_CALLS[self._kind]} body", ("cold", "warm"), rows)
 
     def _table(self, title: str, header: tuple[str, ...], rows: Sequence[Row]) -> Table:
-        return Table(f"{title}, {self._states} states", header, (*rows, *self._failed))
+        return Table(f"{title}, {self._size}", header, (*rows, *self._failed))
 
 
 def _rows(

@@ -4,15 +4,13 @@ import argparse
 from collections.abc import Sequence
 
 import measure
-from job import LANES
+from job import FEW, job_of
 from libraries import KINDS, installed
 from report import versions
 
 
 #: The tables that `--only` selects from.
-TABLES = ("warm", "mapped", "cold", "bodies")
-
-_LANES = {"warm": None, "mapped": LANES}
+TABLES = (*KINDS, "cold", "bodies")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,16 +21,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in left_out:
         print(note)
     tables = options.only or TABLES
-    for states in options.states:
-        for kind in KINDS:
-            wanted = [table for table in (kind, "cold", "bodies") if table in tables]
-            if not wanted:
-                continue
-            contenders = [c for library in libraries for c in getattr(library, kind)]
-            field = measure.Field(kind, contenders, states, _LANES[kind])
-            for table in wanted:
-                shown = _table(field, table, options)
-                print(f"\n{shown.markdown() if options.markdown else shown.text()}", flush=True)
+    kinds = [(kind, states) for states in options.states for kind in KINDS if kind != "few"]
+    for kind, states in [*kinds, ("few", FEW)]:
+        wanted = [table for table in (kind, "cold", "bodies") if table in tables]
+        if not wanted:
+            continue
+        contenders = [c for library in libraries for c in getattr(library, kind)]
+        job, size = job_of(kind, states)
+        field = measure.Field(kind, contenders, job, size)
+        for table in wanted:
+            shown = _table(field, table, options)
+            print(f"\n{shown.markdown() if options.markdown else shown.text()}", flush=True)
 
 
 def _table(field: measure.Field, table: str, options: argparse.Namespace):

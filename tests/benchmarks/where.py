@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from job import LANES, Contender, Job
+from job import Contender, job_of
 from libraries import KINDS, installed
 
 
@@ -23,9 +23,9 @@ _PACKAGES = ("pstate", "equinox", "jax", "flax", "brainstate")
 def main() -> None:
     """Print the profile of one contender: by package, then by function."""
     options = _parser().parse_args()
-    kind, contender = _find(options.call)
-    job = Job(options.states, LANES if kind == "mapped" else None)
-    call = contender.build(job).call
+    kind, contender = _find(options.call, options.kind)
+    job, size = job_of(kind, options.states)
+    call = contender.build(job()).call
     jax.clear_caches()
     for _ in range(0 if options.cold else 20):
         call().block_until_ready()
@@ -41,7 +41,7 @@ def main() -> None:
     packages: Counter[str] = Counter()
     for (file, _, _), (_, microseconds) in own.items():
         packages[_package(file)] += microseconds
-    print(f"{contender.name}, {options.states} states, us per call under the profiler")
+    print(f"{contender.name}, {size}, us per call under the profiler")
     for package, microseconds in packages.most_common():
         print(f"{microseconds:10,.1f}  {package}")
     print("\nby function: us, number of times, where")
@@ -56,9 +56,10 @@ def _package(file: str) -> str:
     return next((package for package in _PACKAGES if package in parts[:-1]), "Python, C++ and the job")
 
 
-def _find(name: str) -> tuple[str, Contender]:
+def _find(name: str, kind: str | None) -> tuple[str, Contender]:
     libraries, _ = installed()
-    known = [(kind, c) for kind in KINDS for library in libraries for c in getattr(library, kind)]
+    kinds = KINDS if kind is None else (kind,)
+    known = [(kind, c) for kind in kinds for library in libraries for c in getattr(library, kind)]
     for kind, contender in known:
         if contender.name == name:
             return kind, contender
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--call", default="ps.pure(ps.vmap2(f))", help="the contender, as tables name it"
     )
+    parser.add_argument("--kind", choices=KINDS, help="the table it is in, if several have that name")
     parser.add_argument("--states", type=int, default=200)
     parser.add_argument("--calls", type=int, default=200, help="warm calls to profile")
     parser.add_argument("--cold", action="store_true", help="profile the first call instead")

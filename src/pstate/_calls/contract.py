@@ -69,12 +69,15 @@ class Contract:
 
     def check_all(self, writes: Collection[int]) -> None:
         """Raise if one of these states may not be written."""
-        call, given = self._call, self.arguments
+        if not self._allows_all:
+            for index in writes:
+                self.check(index)
+
+    @ft.cached_property
+    def _allows_all(self) -> bool:
+        call = self._call
         simple = self._writes is ... and not call.aliases
-        if simple and call.signature.arguments_with_states <= given:
-            return
-        for index in writes:
-            self.check(index)
+        return simple and call.signature.arguments_with_states <= self.arguments
 
     def refuse_edits(self, edited: Collection[Edit], fn: str) -> None:
         """Raise if an argument that is given back was edited in place."""
@@ -88,6 +91,8 @@ class Contract:
 
     def check(self, index: int) -> None:
         """Raise if the state at this index may not be written."""
+        if self._allows_all:
+            return
         self._guard.check(index)
         call = self._call
         signature = call.signature

@@ -24,24 +24,91 @@ Argument = tuple[int, Any]
 Edit = tuple[Argument, tuple[Any, ...], str]
 
 
-class Snapshot:
-    """The mutable containers in the arguments of a call, as they are now."""
+class Containers:
+    """Where calls of one structure have mutable containers; false if there are none.
+
+    A walk through all nodes would take a fifth of the time of a short call. This looks only at the
+    containers, and at what is between them.
+    """
 
     def __init__(self, call: Any):
-        self._call = call
-        self._kept: list[tuple[Any, Any]] = []
-        jtu.tree_leaves(call, is_leaf=self._visit)
+        self._outermost = _Level(call, call[2])  # the dict of keyword arguments is not the user's
+        queue = [self._outermost]
+        while queue:
+            queue += queue.pop().go_on()
 
     def __bool__(self) -> bool:
-        return any(node is not self._call[2] for node, _ in self._kept)
+        return bool(self._outermost)
 
-    def _visit(self, node: Any) -> bool:
+    def snapshot(self, call: Any) -> "Snapshot":
+        """The containers in a call of that structure, as they are now."""
+        kept: list[Kept] = []
+        queue = [(self._outermost, call)]
+        while queue:
+            level, tree = queue.pop()
+            try:
+                found = level.treedef.flatten_up_to(tree)
+            except (TypeError, ValueError):
+                # A node that looks at its children may have others now.
+                return Snapshot(call, _walked(call))
+            for position, inner in level.containers:
+                node = found[position]
+                kept.append((node, _contents(node)))
+                if inner:
+                    queue.append((inner, node))
+        return Snapshot(call, kept)
+
+
+class _Level:
+    """A tree down to the containers in it, which are leaves here; each is a level of its own."""
+
+    __slots__ = ("_trees", "containers", "treedef")
+
+    def __init__(self, tree: Any, *more: Any):
+        whole = (tree, *more)
+        is_one = lambda node: (
+            isinstance(node, State)
+            or (_contents(node) is not None and all(node is not one for one in whole))
+        )
+        leaves, self.treedef = jtu.tree_flatten(tree, is_leaf=is_one)
+        self._trees = [(i, x) for i, x in enumerate(leaves) if _contents(x) is not None]
+        self.containers: list[tuple[int, _Level]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.containers)
+
+    def go_on(self) -> list["_Level"]:
+        """Make the levels below, and let go of the trees."""
+        self.containers = [(i, _Level(tree)) for i, tree in self._trees]
+        self._trees = []
+        return [level for _, level in self.containers]
+
+
+#: A container and its contents as they were.
+Kept = tuple[Any, Any]
+
+
+def _walked(call: Any) -> list[Kept]:
+    kept: list[Kept] = []
+
+    def visit(node: Any) -> bool:
         if isinstance(node, State):
             return True
         contents = _contents(node)
         if contents is not None:
-            self._kept.append((node, contents))
+            kept.append((node, contents))
         return False
+
+    jtu.tree_leaves(call, is_leaf=visit)
+    return kept
+
+
+class Snapshot:
+    """The mutable containers in the arguments of a call, as they were at some time."""
+
+    def __init__(self, call: Any, kept: Sequence[Kept]):
+        self._call = call
+        self._kept = kept
 
     def edits(self, argument_of: Callable[[Sequence[Any]], Argument]) -> Iterator[Edit]:
         """The containers that have changed, outermost first."""
@@ -52,7 +119,7 @@ class Snapshot:
         ids = set(map(id, edited))
         is_one = lambda node: id(node) in ids or isinstance(node, State)
         for key_path, node in jtu.tree_flatten_with_path(self._call, is_leaf=is_one)[0]:
-            if id(node) in ids and len(key_path) > 1:  # not the dict of keyword arguments
+            if id(node) in ids:
                 yield argument_of(key_path), key_path, type(node).__name__
 
 

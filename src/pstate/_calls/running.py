@@ -67,7 +67,7 @@ def run_body(
     ok = False
     try:
         arguments = thaw(signature.layout, leaves, recording)
-        snapshot = Snapshot(arguments) if signature.has_containers else None
+        snapshot = signature.containers.snapshot(arguments) if signature.containers else None
         running = _threaded(signature)
         if running is not None:
             recording.sources = running.call.states

@@ -19,7 +19,7 @@ from .._trees.packed import Packed
 from .._trees.slots import Layout, layout_of, root_name
 from .._trees.structures import PerStructure
 from .callables import Partial, Several, carrier_depth, carrier_of
-from .edits import Snapshot
+from .edits import Containers
 from .naming import Names
 from .presenting import Source
 
@@ -122,8 +122,8 @@ class Signature:
         #: Results of `giving_back.py` for its arguments, by their place.
         self.outlines: dict[tuple[int, ...], Any] = {}
         self.subtrees: dict[tuple[int, ...], Any] = {}
-        #: Whether there are mutable containers, which the function could edit in place.
-        self.has_containers = bool(Snapshot(call))
+        #: The mutable containers, which the function could edit in place.
+        self.containers = Containers(call)
 
     def __hash__(self) -> int:
         return self._hash

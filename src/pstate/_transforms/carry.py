@@ -24,16 +24,17 @@ from .carried_states import same_type, shown_type
 CARRY = (ARGS, 0)
 
 
-def refuse_live(call: Call, fn_code: str, line: str, alone: str) -> None:
+def refuse_live(call: Call, codes: Callable[[], tuple[str, str, str]]) -> None:
     """Raise if there is a live state in the carry.
 
-    `line` and `alone` are the rewritten call, for a carry that has more than the tree of that state
-    and for one that is that tree; they take the name of the tree.
+    `codes` gives the loop as code, and the rewritten call: for a carry that has more than the tree
+    of that state, and for one that is that tree. The rewritten calls take the name of the tree.
     """
     signature = call.signature
     for index, state in enumerate(call.states):
         if signature.argument_of_slot[index] != CARRY or state._cell is None:
             continue
+        fn_code, line, alone = codes()
         place = call.place(index)
         whole = not isinstance(call.args[0], dict | list | tuple) or _is_all_states(call)
         tree = signature.root(index, call.names) if whole else "model"

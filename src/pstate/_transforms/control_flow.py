@@ -23,6 +23,7 @@ from .._calls.transform import code_of
 from .._ground.versions import is_eager, jit_is_disabled
 from .._programs.compiled import Compiled
 from .._programs.entry import Entry
+from .._trees.leaves import Number
 from .._trees.packed import unpacked
 from .._trees.slots import root_name
 from .statements import Statement, callable_code
@@ -30,11 +31,15 @@ from .statements import Statement, callable_code
 
 _CONVERTED = (bool, int, float, complex, np.ndarray, np.generic)
 
+_NUMBERS = {bool, int, float}
+
 
 class FlowFunction(FlatFunction):
     """A loop or a choice, as a flat function of arrays."""
 
     def __call__(self, *arrays: Any) -> tuple[list[Any], Note]:
+        if not _NUMBERS.isdisjoint(map(type, arrays)):  # it runs uncompiled
+            arrays = tuple([jnp.asarray(x) if type(x) in _NUMBERS else x for x in arrays])
         return taken_apart(self.flow(self.leaves(arrays)))
 
     def flow(self, leaves: list[Any]) -> Run:
@@ -87,6 +92,10 @@ class ControlFlow(Statement, Compiled, Lifted):
         return Entry(program, name, "Bind the function to the tree that holds it: ft.partial(f, tree).")
 
 
+#: Numbers below this fit into any array. `jnp.asarray` may refuse others, or warn of them.
+_SMALL = 2**31
+
+
 def _boundary_message(fn: Pure, statement: str) -> str:
     inner, root = code_of(fn.fun), root_name(carrier_of(fn))
     return (
@@ -98,6 +107,9 @@ def _boundary_message(fn: Pure, statement: str) -> str:
 
 
 def _converted(leaf: Any) -> Any:
+    if type(leaf) in _NUMBERS and abs(leaf) < _SMALL:
+        # A compiled call takes it as it is, to the same effect, and is 30 us faster than `asarray`.
+        return Number(leaf)
     if isinstance(leaf, np.ndarray | np.generic):
         # Still a NumPy array, since under a trace JAX would copy it in a separate equation.
         return np.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))

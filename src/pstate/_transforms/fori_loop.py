@@ -72,10 +72,13 @@ class _ForiLoop(ControlFlow):
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
+        refuse_live(call, self._rewritten)
+        return call
+
+    def _rewritten(self) -> tuple[str, str, str]:
         (fn,) = codes_of(self.fun)
         bound = f"ps.fori_loop(lower, upper, ft.partial({fn}, {{tree}})"
-        refuse_live(call, self._code(), f"carry = {bound}, carry)", f"{bound})")
-        return call
+        return self._code(), f"carry = {bound}, carry)", f"{bound})"
 
     def _options_key(self) -> Hashable:
         return _ForiLoop, self.range

@@ -5,6 +5,7 @@ steps; or `"carry"`, if it is held from step to step, which only states can be.
 """
 
 import dataclasses
+import functools as ft
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +93,34 @@ def loop_options(
     **Raises:** `TypeError` for an invalid key in axis specs, and for a filter of an unusable type;
     `ValueError` for an invalid count.
     """
+    simple = (length, reverse, unroll, in_axes, out_axes, checkpoints)
+    if state_in_axes is state_out_axes is progress is None and set(map(type, simple)) <= _SIMPLE:
+        return _of_simple(has_carry, *simple)
+    return _made(
+        has_carry,
+        *simple,
+        state_in_axes=state_in_axes,
+        state_out_axes=state_out_axes,
+        progress=progress,
+    )
+
+
+_SIMPLE = {int, bool, type(None)}
+
+
+def _made(
+    has_carry: bool,
+    length: Any,
+    reverse: bool,
+    unroll: Any,
+    in_axes: Any,
+    out_axes: Any,
+    checkpoints: Any,
+    *,
+    state_in_axes: StateAxes = None,
+    state_out_axes: StateAxes = None,
+    progress: Progress = None,
+) -> LoopOptions:
     if length is not None and not isinstance(length, bool):
         length = as_count(length, "length", "the number of steps", least=0, example=10)
     if not isinstance(unroll, bool):
@@ -111,6 +140,10 @@ def loop_options(
         _rules(state_in_axes, "state_in_axes", (None, CARRIED)),
         _rules(state_out_axes, "state_out_axes", ()),
     )
+
+
+#: Options that need no more than a lookup. `typed` keeps 1 and True apart.
+_of_simple = ft.lru_cache(maxsize=256, typed=True)(_made)
 
 
 def _rules(spec: StateAxes, name: str, others: tuple[Any, ...]) -> tuple[LoopRule, ...]:

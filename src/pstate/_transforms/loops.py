@@ -199,14 +199,13 @@ class _Scan(ControlFlow):
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
         if self.options.has_carry:
-            (fn,) = codes_of(self.fun)
-            refuse_live(
-                call,
-                self._code(),
-                f"carry, ys = ps.scan(ft.partial({fn}, {{tree}}), carry, xs)",
-                f"ys = ps.for_loop(ft.partial({fn}, {{tree}}), xs)",
-            )
+            refuse_live(call, self._rewritten)
         return call
+
+    def _rewritten(self) -> tuple[str, str, str]:
+        (fn,) = codes_of(self.fun)
+        line = f"carry, ys = ps.scan(ft.partial({fn}, {{tree}}), carry, xs)"
+        return self._code(), line, f"ys = ps.for_loop(ft.partial({fn}, {{tree}}), xs)"
 
     def _options_key(self) -> Hashable:
         return _Scan, self.options

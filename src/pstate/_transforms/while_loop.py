@@ -75,11 +75,14 @@ class _WhileLoop(ControlFlow):
 
     def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = super()._take_apart(args, kwargs)
+        refuse_live(call, self._rewritten)
+        return call
+
+    def _rewritten(self) -> tuple[str, str, str]:
         condition, body = codes_of(self.fun)
         bound = f"ft.partial({condition}, {{tree}}), ft.partial({body}, {{tree}})"
         line = f"carry = ps.while_loop({bound}, carry)"
-        refuse_live(call, self._code(), line, f"ps.while_loop({bound})")
-        return call
+        return self._code(), line, f"ps.while_loop({bound})"
 
     def _options_key(self) -> Hashable:
         return _WhileLoop, self.bounds

@@ -14,22 +14,35 @@ import numpy as np
 from .._states.deferred import Deferred
 
 
-_OPERANDS = (jax.Array, np.ndarray, np.number, np.bool_, jax.ShapeDtypeStruct, Deferred)
+class Number:
+    """A Python number that is an operand. By itself a number is static."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: bool | int | float):
+        self.number = number
+
+
+_OPERANDS = (jax.Array, np.ndarray, np.number, np.bool_, jax.ShapeDtypeStruct, Deferred, Number)
 
 
 class LeafKinds:
     """For each leaf, whether it is an operand; and which leaves are static."""
 
-    __slots__ = ("has_deferred", "mask", "statics")
+    __slots__ = ("has_deferred", "has_numbers", "mask", "statics")
 
     def __init__(self, leaves: Sequence[Any]):
         self.mask: tuple[bool, ...] = tuple(isinstance(leaf, _OPERANDS) for leaf in leaves)
         self.statics = tuple(i for i, is_one in enumerate(self.mask) if not is_one)
         self.has_deferred = any(isinstance(leaf, Deferred) for leaf in leaves)
+        self.has_numbers = any(isinstance(leaf, Number) for leaf in leaves)
 
     def operands(self, leaves: Sequence[Any]) -> list[Any]:
         """The leaves that are operands."""
-        return list(it.compress(leaves, self.mask))
+        operands = list(it.compress(leaves, self.mask))
+        if self.has_numbers:
+            return [x.number if type(x) is Number else x for x in operands]
+        return operands
 
 
 #: By the types of the leaves: an `isinstance` with `jax.Array` costs about 0.3 us, which would be

@@ -140,11 +140,29 @@ def is_callable_module(fn: Any) -> bool:
     return callable(fn) and not is_leaf(fn) and not hasattr(fn, "__wrapped__")
 
 
+#: Where a wrapper remembers the callable inside all wrappers.
+_INNERMOST = "innermost"
+
+
+def innermost(fn: Any) -> Any:
+    """The callable inside all wrappers.
+
+    Each wrapper remembers it: a step of a call would otherwise walk the whole chain, and a call of
+    many nested transforms takes many steps for each of them.
+    """
+    if not isinstance(fn, Wrapper):
+        return fn
+    own = vars(fn)
+    if _INNERMOST not in own:
+        own[_INNERMOST] = innermost(fn.fun)
+    return own[_INNERMOST]
+
+
 def carrier_of(fn: Any) -> Any:
     """The part of a callable that is threaded and given back, or `None`."""
     match fn:
         case Wrapper():
-            return carrier_of(fn.fun)
+            return carrier_of(innermost(fn))
         case Method():
             return fn.instance
         case Partial():
@@ -175,9 +193,14 @@ def as_users(fn: Any) -> Any:
 
 def carrier_depth(fn: Any) -> int:
     """How many entries of a key path lead from the callable to its carrier."""
+    depth = 0
+    while isinstance(fn, Wrapper):
+        depth, fn = depth + 1, fn.fun
+    return depth + _depth_in(fn)
+
+
+def _depth_in(fn: Any) -> int:
     match fn:
-        case Wrapper():
-            return 1 + carrier_depth(fn.fun)
         case Method():
             return 1
         case Partial():
@@ -198,7 +221,8 @@ def anchor_of(fn: Any) -> Any:
     """The innermost function of a callable."""
     match fn:
         case Wrapper():
-            return anchor_of(fn.fun)
+            # Not remembered itself: the `__call__` of a class may be replaced.
+            return anchor_of(innermost(fn))
         case Method() | Partial():
             return anchor_of(fn.function)
         case Several():
@@ -232,7 +256,7 @@ def n_bound(fn: Any) -> int:
     """How many leading parameters of the anchor the callable has already filled."""
     match fn:
         case Wrapper():
-            return n_bound(fn.fun)
+            return n_bound(innermost(fn))
         case Method():
             return 1 + n_bound(fn.function)
         case Partial():

@@ -1,6 +1,6 @@
 """The code that a mapping's messages suggest, made for the call at hand."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -9,30 +9,41 @@ import jax.tree_util as jtu
 
 from .._calls.naming import Names
 from .._calls.signature import ARGS, FN, KWARGS, Signature
+from .._ground.paths import to_path
 from .._states.messages import kind_code
 from .._trees.slots import Slot
 
 
 def broadcast_code(
-    signature: Signature, names: Names, slot: Slot, axis: int, n: int, needs: Callable[[Slot], bool]
+    signature: Signature, names: Names, slot: Slot, axis: int, n: int, by_kind: bool = True
 ) -> str:
-    """The line that gives `n` lanes to a state, and to others of its kind for which `needs` is
-    true.
+    """The line that gives `n` lanes to a state, and to the others of its kind.
 
-    If others of its kind already have lanes, the state is selected by its path.
+    If others of its kind already have lanes, `by_kind` is false: the state is selected by its path.
     """
     tree, path = _tree_and_path(signature, names, slot)
-    argument = signature.argument_of_slot[slot.index]
-    alike = [
-        other
+    chosen = kind_code(slot.kind) if by_kind else f"lambda path, state: path == {path!r}"
+    return f"{tree} = ps.broadcast({tree}, {{{axis}: {chosen}}}, {n})"
+
+
+def all_alike(signature: Signature, slot: Slot, needs: Callable[[Slot], bool]) -> bool:
+    """Whether `needs` is true for every state of this one's kind in the same tree."""
+    tree = tree_of(signature, slot)
+    return all(
+        needs(other)
         for other in signature.layout.slots
         if issubclass(other.kind, slot.kind)
-        and signature.argument_of_slot[other.index] == argument
-        and _tree_and_path(signature, names, other)[0] == tree
         and other.stop > other.start
-    ]
-    chosen = kind_code(slot.kind) if all(map(needs, alike)) else f"lambda path, state: path == {path!r}"
-    return f"{tree} = ps.broadcast({tree}, {{{axis}: {chosen}}}, {n})"
+        and tree_of(signature, other) == tree
+    )
+
+
+def tree_of(signature: Signature, slot: Slot) -> Hashable:
+    """The tree that a state is in, as a key."""
+    argument = signature.argument_of_slot[slot.index]
+    start = to_path(signature.within(slot.key_path)[:2]) if argument[0] == FN else ()
+    # Each argument of a partial is a tree of its own.
+    return argument, start if start[:1] in (("args",), ("keywords",)) else ()
 
 
 def update_code(

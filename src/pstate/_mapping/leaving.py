@@ -26,7 +26,7 @@ from .._states.state import State, is_state
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
 from .._trees.unmatched import with_more
-from .advice import broadcast_code, mapped_too, reducer_code, update_code
+from .advice import all_alike, broadcast_code, mapped_too, reducer_code, tree_of, update_code
 from .leaving_array import Leaving, by_out_axes, by_rule, checked
 from .mapped_function import MappedFunction
 from .plan import InPlan, Input
@@ -92,6 +92,7 @@ class Outputs:
         self.problems: list[str] = []
         self._lenient = lenient
         self._matched: set[Rule] = set()
+        self._by_kind: dict[Any, bool] = {}
         try:
             self.leaving, self.out_leaves, self.out_treedef = self._output()
             self.written = [self._written(index) for index in sorted(set(run.writes) | split)]
@@ -118,9 +119,10 @@ class Outputs:
             # Nothing is known about an unknown mapping function: undeclared values are refused, and
             # declared ones are left for that function to check.
             differ = [bool(leaf.undeclared) for leaf in asked]
+        slot_of = {id(leaf): state.index for state in self.written for leaf in state.leaves}
         for leaf, differs in zip(asked, differ, strict=True):
             if differs:
-                with self._telling_the_line(self._slot_of(leaf)):
+                with self._telling_the_line(slot_of.get(id(leaf))):
                     self._differs(leaf)
         self._warn_of_growth()
         for message in self._unmatched():
@@ -199,10 +201,6 @@ class Outputs:
                 error.add_note(f"`{place}` was written here:\n{self._lines[index]}")
             raise
 
-    def _slot_of(self, leaf: Leaving) -> int | None:
-        """The slot that a leaf is written to; `None` for a leaf of the output."""
-        return next((w.index for w in self.written if any(one is leaf for one in w.leaves)), None)
-
     def _state(self, index: int) -> Written:
         slot = self._signature.layout.slots[index]
         place = f"{self._program.place(index)} ({slot.kind.__name__})"
@@ -279,8 +277,11 @@ class Outputs:
             came = self._plan.of(other)
             return came is None or came.axis is None
 
-        names = self._program.described.names
-        return broadcast_code(self._signature, names, slot, axis, self._plan.axis_size, needs)
+        key = tree_of(self._signature, slot), slot.kind
+        if key not in self._by_kind:  # a warning for each of many states asks for the same
+            self._by_kind[key] = all_alike(self._signature, slot, needs)
+        names, n = self._program.described.names, self._plan.axis_size
+        return broadcast_code(self._signature, names, slot, axis, n, self._by_kind[key])
 
     # Shapes ---------------------------------------------------------------------------------------
 
@@ -319,7 +320,7 @@ class Outputs:
             n = shape[0] if n_own else self._plan.axis_size
             mapped = mapped_too(self._signature, self._leaves, axes, n) if n_own else ""
             if mapped is not None:
-                code = broadcast_code(self._signature, names, slot, axis, n, lambda other: True)
+                code = broadcast_code(self._signature, names, slot, axis, n)
                 also = f" and {mapped}" if mapped else ""
                 return f"It has no axis for lanes, so one of its own was cut. Add one: {code}{also}."
         if len(shape) == len(whole) - 1:

@@ -17,7 +17,7 @@ from .._states.messages import kind_code
 from .._states.random_state import RandomState, shape_of_keys
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
-from .advice import broadcast_argument, broadcast_code, with_none
+from .advice import all_alike, broadcast_argument, broadcast_code, with_none
 from .empty_states import axes_of_empty
 from .prefixes import spread_in_axes
 
@@ -156,7 +156,8 @@ def _give_lanes(
         pairs = zip(leaves[other.start : other.stop], inputs[other.start : other.stop], strict=True)
         return any(given.axis == axis and (n is None or _size(leaf, axis) != n) for leaf, given in pairs)
 
-    return broadcast_code(signature, described.names, slot, axis, 4 if n is None else n, needs)
+    by_kind = all_alike(signature, slot, needs)
+    return broadcast_code(signature, described.names, slot, axis, 4 if n is None else n, by_kind)
 
 
 def _size(leaf: Any, axis: int) -> int | None:

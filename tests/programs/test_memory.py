@@ -22,16 +22,12 @@ def model_of(width=WIDTH):
 
 
 def held():
-    """Live arrays, pstate's own objects, and all objects.
-
-    Not counted among the former: notes. They are part of the structure of a program's output, and
-    JAX's own caches hold such structures after the program is gone.
-    """
+    """Live arrays, pstate's own objects, and all objects."""
     gc.collect()
     gc.collect()
     objects = gc.get_objects()
     kinds = [type(x) for x in objects]
-    own = sum(str(k.__module__).startswith("pstate") and k.__name__ != "Note" for k in kinds)
+    own = sum(str(k.__module__).startswith("pstate") for k in kinds)
     return len(jax.live_arrays()), own, len(objects)
 
 

@@ -14,14 +14,16 @@ import jax
 import jax.core
 
 from .._ground.errors import StateError
+from .._states.threads import local
 from .._trees.aliases import find_aliases, is_live
 from .._trees.flattening import collect
 from .._trees.guard import Guard
+from .._trees.known import Known, Lent, known
 from .._trees.leaves import LeafKinds, kinds_of
-from .._trees.packed import find_aliases_of_packed, spread
+from .._trees.packed import find_aliases_of_packed, met_in, spread
 from .._trees.slots import states_of
 from .naming import Names, names_of
-from .signature import Signature, signature_of
+from .signature import Signature, signature_of, signature_of_known
 
 
 #: What JAX says about a buffer that is gone.
@@ -30,10 +32,17 @@ _GIVEN_UP = re.compile("^Array has been deleted with shape=|buffer has been dele
 _tag_of = operator.attrgetter("_tag")
 
 
+def _known_among(args: tuple[Any, ...]) -> tuple[Known | None, ...]:
+    """What is remembered of each argument; nothing at all if no argument is known."""
+    found = tuple(map(known, args))
+    return found if any(found) else ()
+
+
 class Call:
     """One call of a stateful function.
 
     `leaves`, `treedef` and `states` are those of `(fn, args, kwargs)`. Leaves may be deferred values.
+    `known` has what is remembered of arguments, by their positions: these are not taken apart.
     """
 
     __slots__ = (
@@ -41,33 +50,52 @@ class Call:
         "_collected",
         "_signature",
         "_states",
+        "_treedef",
         "args",
         "fn",
+        "known",
         "kwargs",
         "leaves",
-        "treedef",
     )
 
-    def __init__(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(
+        self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], uses_states: bool = False
+    ):
         self.fn = fn
         self.args = args
         self.kwargs = kwargs
-        self.leaves, self.treedef, self._collected = collect((fn, args, kwargs))
+        # A running function is told about each state of another tree that it reads.
+        # Nor does it pay to look for known trees if each of their states will be needed.
+        self.known = () if local.threaded or uses_states else _known_among(args)
+        if self.known:
+            pairs = zip(args, self.known, strict=True)
+            args = tuple([x if one is None else Lent(one) for x, one in pairs])
+        self.leaves, self._treedef, self._collected = collect((fn, args, kwargs))
         self._aliases: Any = None
         self._signature: Signature | None = None
         self._states: list[Any] | None = None
+
+    @property
+    def treedef(self) -> Any:
+        """The structure of the call."""
+        return self.signature.treedef if self.known else self._treedef
 
     @property
     def states(self) -> list[Any]:
         """The states that came in. Those of packed trees have no values."""
         states = self._states
         if states is None:
-            states = spread(self._collected) if self.has_packed else self._collected
+            met = self._met()
+            states = spread(met) if self.has_packed else met
             if len(states) != len(self.signature.layout.slots):
                 # A node took its children apart while it was taken apart itself.
                 states = states_of((self.fn, self.args, self.kwargs))
             self._states = states
         return states
+
+    def _met(self) -> list[Any]:
+        """The states and packed trees that came in."""
+        return met_in((self.fn, self.args, self.kwargs)) if self.known else self._collected
 
     def state(self, index: int) -> Any:
         """The state of a slot with its value, packed or not."""
@@ -96,16 +124,20 @@ class Call:
     def aliases(self) -> tuple[tuple[int, int], ...]:
         """Pairs of slots that hold the same state."""
         if self._aliases is None:
-            self._aliases = (
-                find_aliases_of_packed(self._collected) if self.has_packed else find_aliases(self.states)
-            )
+            if not self._collected and sum(one is not None for one in self.known) == 1:
+                self._aliases = ()  # a known tree has none
+            elif self.has_packed:
+                self._aliases = find_aliases_of_packed(self._met())
+            else:
+                self._aliases = find_aliases(self.states)
         return self._aliases
 
     @property
     def signature(self) -> Signature:
         # Looked up once per call: comparing two structures of 100 modules costs 70 us.
         if self._signature is None:
-            self._signature = signature_of(self.treedef, (self.fn, self.args, self.kwargs))
+            of = signature_of_known if self.known else signature_of
+            self._signature = of(self._treedef, (self.fn, self.args, self.kwargs))
         return self._signature
 
     @property

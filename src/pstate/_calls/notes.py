@@ -8,17 +8,19 @@ transforms in the structure of the output.
 import dataclasses
 import functools as ft
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.tree_util as jtu
 
+from .._ground.exact import Identity, exact_key
 from .._ground.paths import to_place
 from .._ground.values import as_value
 from .._trees.leaves import operand_mask
 from .._trees.slots import LEAF
+from .._trees.structures import exact_structure
 from .edits import Edit
 from .running import Echo, Run, Writes
 
@@ -45,7 +47,12 @@ class Note:
     `out_leaves` has `NEXT` for each leaf that is the next array, an `Operand` for one that came in,
     and the leaf itself if it is static. `writes` lists `(slot, structure, count)`, without a
     structure if the value is one array.
+
+    Notes that say the same are equal: JAX keeps the structure of an output, and with it the note, in
+    caches that would grow with every function that is made anew.
     """
+
+    is_exact: ClassVar[bool] = True
 
     out_treedef: Any
     out_leaves: list[Any]
@@ -53,6 +60,23 @@ class Note:
     echoed: tuple[Echo, ...]
     reads: frozenset[int]
     edited: tuple[Edit, ...]
+
+    @ft.cached_property
+    def _key(self) -> Any:
+        said = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        structures = [self.out_treedef, *(structure for _, structure, _ in self.writes)]
+        try:
+            key = exact_key(said), tuple([exact_structure(s) for s in structures if s is not None])
+            hash(key)
+        except TypeError:  # something unhashable: it equals only itself
+            return Identity(self)
+        return key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(other) is type(self) and other._key == self._key)
 
     def result(self, arrays: Sequence[Any], operands: Sequence[Any] = ()) -> tuple[Any, Writes]:
         """The output and the writes."""

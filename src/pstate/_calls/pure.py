@@ -17,6 +17,7 @@ from .._ground.versions import current_trace
 from .._states.cell import Recording
 from .._states.messages import warn
 from .._states.threads import threading_states
+from .._trees.known import known
 from .._trees.packed import Packed
 from .._trees.slots import root_name
 from ..filter import to_predicate
@@ -44,12 +45,12 @@ class Pure(Transform[P, R, C]):
         try:
             inner, argnums = self.fun, self.argnums
             is_transform = isinstance(inner, Transform)
-            if is_transform and args and type(args[0]) is Packed:
-                usual = self.writes is ... and argnums in (None, 0)
-                found = inner._call_packed(args, kwargs) if usual else None
+            if is_transform and args and self.writes is ... and argnums in (None, 0):
+                flat = args[0] if type(args[0]) is Packed else known(args[0])
+                found = None if flat is None else inner._call_flat(flat, args, kwargs)
                 if found is not None:
                     return found
-            call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs)
+            call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs, True)
             carriers = carriers_of(call, argnums, lambda: code_of(inner))
             contract = Contract(call, carriers, self.writes)
             if is_transform:
@@ -128,7 +129,7 @@ class Pure(Transform[P, R, C]):
             call.place,
             guard=lambda cell: contract.check(cell.index),
             frozen=call.states,
-            title=self._code(),
+            title=self._code,  # looked up for a message only: it takes 6 us
             aliases=call.aliases,
         )
         try:
@@ -138,7 +139,8 @@ class Pure(Transform[P, R, C]):
         except (RuntimeError, ValueError) as error:
             call.explain(error, self._code)
             raise
-        contract.refuse_edits(run.edited, recording.title)
+        if run.edited:
+            contract.refuse_edits(run.edited, recording.title)
         refuse_echo(call, run.echoed, lambda index: line_giving_back(call, code_of(self.fun), index))
         return run.out, run.writes
 

@@ -15,6 +15,7 @@ import jax.tree_util as jtu
 from .._ground.exact import exact_key
 from .._ground.paths import Path, to_path, to_place
 from .._states.state import is_state
+from .._trees.flattening import collect
 from .._trees.packed import Packed
 from .._trees.slots import Layout, layout_of, root_name
 from .._trees.structures import PerStructure
@@ -119,8 +120,8 @@ class Signature:
         #: For each slot, the argument that it is in: `(group, position or name)`.
         self.argument_of_slot = tuple(self.argument(slot.key_path) for slot in self.layout.slots)
         self.arguments_with_states = frozenset(self.argument_of_slot)
-        #: Results of `giving_back.py` for its arguments, by their place.
-        self.outlines: dict[tuple[int, ...], Any] = {}
+        #: Results of `rebuilding.py` for its arguments, by their place.
+        self.rebuilding: dict[Any, Any] = {}
         self.subtrees: dict[tuple[int, ...], Any] = {}
         #: The mutable containers, which the function could edit in place.
         self.containers = Containers(call)
@@ -194,6 +195,9 @@ def _place_in_partial(filled: Sequence[str], within: Sequence[Any]) -> str:
 
 #: The signature of a call `(callable, args, kwargs)`, by its structure and itself.
 signature_of = PerStructure(lambda treedef, exact, call: Signature(treedef, exact, _unpacked(call)))
+
+#: The same for a call with known trees among its arguments: the structure has `Lent` in their place.
+signature_of_known = PerStructure(lambda treedef, exact, call: signature_of(collect(call)[1], call))
 
 
 def _unpacked(call: Any) -> Any:

@@ -47,9 +47,11 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
     # `__getattr__` would do for the latter, but it makes every attribute slower to read.
-    __slots__ = ("__dict__", "__weakref__", "fun")
+    __slots__ = ("__dict__", "__weakref__", "_memo", "fun")
 
     fun: Callable[..., Any]
+    #: What calls remember from one to the next.
+    _memo: Any
     #: The names of the options.
     _static: ClassVar[tuple[str, ...]] = ()
 
@@ -67,6 +69,7 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     def _fill(self, fun: Any, options: Iterable[Any]) -> None:
         _set(self, "fun", fun)
+        _set(self, "_memo", None)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
         anchor, own = anchor_of(fun), self.__dict__
@@ -109,8 +112,11 @@ class Transform(Wrapper, Generic[P, R, C]):
         """
         raise NotImplementedError
 
-    def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`(out, packed)` if there is a fast path for a call whose argument 0 is packed; else `None`."""
+    def _call_flat(self, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`(out, tree)` if there is a fast path for a call whose argument 0 is `flat`; else `None`.
+
+        `flat` is packed, or what is remembered of a tree.
+        """
         return None
 
     def _refuse(self, call: Call, found: Note | Run, contract: Contract | None) -> None:

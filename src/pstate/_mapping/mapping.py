@@ -216,6 +216,11 @@ class StatefulMapping(Compiled[P, R, C]):
             writes = [index for index, _, _ in meta.writes if index not in idle]
             check_writes(call, contract, writes, lambda index: self._line(call, index))
 
+    @property
+    def _is_direct(self) -> bool:
+        options = self.options
+        return not (options.on_devices or options.static_argnums or options.static_argnames)
+
     def _options_key(self) -> Options:
         return self.options
 

@@ -8,6 +8,8 @@ function that it decorates.
 
 import dis
 import functools as ft
+import itertools as it
+import operator
 import sys
 import types
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .._calls.callables import Wrapper, anchors_of
+from .own import own_of
 
 
 def bindings(function: Any) -> tuple[Any, ...]:
@@ -24,21 +27,130 @@ def bindings(function: Any) -> tuple[Any, ...]:
     >>> bindings(lambda x: x * scale)[0]
     2.0
     """
+    return tuple(_followed(function)[0])
+
+
+class Bindings:
+    """What the names in a function and in its helpers are bound to, and where to look again.
+
+    `ids` identifies the bound objects. `kept` are these objects, but for the function itself: they are
+    kept alive, so that no other object gets their identity.
+    """
+
+    __slots__ = ("_attributes", "_contents", "_functions", "_globals", "ids", "kept")
+
+    def __init__(self, function: Any):
+        bound, places = _followed(function)
+        self.ids = tuple(map(id, bound))
+        self.kept = tuple([x for x in bound if x is not function])
+        self._attributes: list[tuple[Any, str, Any]] = []
+        cells: list[Any] = []
+        self._functions: list[tuple[Any, Any, Any, tuple[Any, ...]]] = []
+        names: dict[int, tuple[Any, dict[str, None]]] = {}
+        for place, whole in places:
+            if isinstance(place, type):
+                self._attributes += [
+                    (place, n, getattr(place, n, None)) for n in _RUN_BY_CLASSES if whole
+                ]
+                continue
+            cells += getattr(place, "__closure__", None) or ()
+            code = getattr(place, "__code__", None)
+            if code is None:
+                continue
+            by_keyword = tuple((place.__kwdefaults__ or {}).values())
+            own = None if place is function else place
+            self._functions.append((own, code, place.__defaults__, by_keyword))
+            if whole:
+                if hasattr(place, "__wrapped__"):
+                    self._attributes.append((own, "__wrapped__", place.__wrapped__))
+                space = place.__globals__
+                names.setdefault(id(space), (space, {}))[1].update(dict.fromkeys(_globals_of(code)))
+        self._globals = [
+            (space.get, tuple(of), tuple(map(space.get, of, _UNBOUND)))
+            for space, of in names.values()
+            if of
+        ]
+        try:
+            self._contents: Any = [(cell, cell.cell_contents) for cell in cells]
+        except ValueError:  # a name of the closure is not bound yet
+            self._contents = None
+        if any(value is function for _, _, values in self._globals for value in values):
+            # It is not referred to from here: what is kept on it must be gone with it.
+            self._contents, self._globals = None, []
+
+    def hold(self, function: Any) -> bool:
+        """Whether every name of the function is still bound to the same object.
+
+        Looking again takes a fraction of the time in which the names are followed.
+        """
+        contents = self._contents
+        if contents is None:
+            return False
+        for cell, before in contents:
+            try:
+                if cell.cell_contents is not before:
+                    return False
+            except ValueError:
+                return False
+        for get, names, values in self._globals:
+            if not all(map(operator.is_, map(get, names, _UNBOUND), values)):
+                return False
+        for place, code, defaults, by_keyword in self._functions:
+            own = place or function
+            if own.__code__ is not code or own.__defaults__ is not defaults:
+                return False
+            now = own.__kwdefaults__
+            if (now or by_keyword) and not _are(tuple((now or {}).values()), by_keyword):
+                return False
+        if not self._attributes:
+            return True
+        return all(
+            getattr(place or function, name, None) is value for place, name, value in self._attributes
+        )
+
+
+def _are(now: tuple[Any, ...], before: tuple[Any, ...]) -> bool:
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
+#: Stands for a global name that is not bound.
+_UNBOUND = it.repeat(object())
+
+
+def bound_by(function: Any) -> Bindings:
+    """What the names in a function are bound to: the same object until one of them is rebound."""
+    if not isinstance(function, types.FunctionType):
+        return Bindings(function)
+    own = own_of(function)
+    bound = own.bound
+    if bound is None or not bound.hold(function):
+        bound = own.bound = Bindings(function)
+    return bound
+
+
+#: Calling a class runs these.
+_RUN_BY_CLASSES = ("__init__", "__post_init__")
+
+#: Where names are bound: a function or class, and whether it is followed beyond what it holds.
+_Place = tuple[Any, bool]
+
+
+def _followed(function: Any) -> tuple[list[Any], list[_Place]]:
+    """The bound objects, and the functions and classes that were followed to them."""
     program = _package_of(function)
     bound: list[Any] = []
+    places: list[_Place] = [(function, True)]
     seen = {id(function)}
-    queue = [_own(function)]
-    while queue:
-        for value in queue.pop():
+    for followed, whole in places:  # grows on the way
+        for value in _own(followed) if whole else _held(followed):
             bound.append(value)
             for helper in _helpers(value):
                 if helper is None or id(helper) in seen:
                     continue
                 seen.add(id(helper))
                 package = _package_of(helper)
-                followed = package == program or not _is_library(package)
-                queue.append(_own(helper) if followed else _held(helper))
-    return tuple(bound)
+                places.append((helper, package == program or not _is_library(package)))
+    return bound, places
 
 
 def _helpers(value: Any) -> Iterator[Any]:
@@ -74,8 +186,7 @@ def _is_library(package: str) -> bool:
 def _own(function: Any) -> Iterator[Any]:
     """The objects that the names in this function alone are bound to."""
     if isinstance(function, type):
-        # Calling a class runs these.
-        for name in ("__init__", "__post_init__"):
+        for name in _RUN_BY_CLASSES:
             made_by = getattr(function, name, None)
             if hasattr(made_by, "__code__"):
                 yield made_by

@@ -15,7 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-from .bindings import bindings
+from .bindings import bound_by
+from .own import own_of
 
 
 Entry = TypeVar("Entry")
@@ -39,10 +40,12 @@ class Programs:
 
         `others` are more functions that are part of the program.
         """
-        bound = bindings(anchor)
+        bound = bound_by(anchor)
+        ids, kept = bound.ids, bound.kept
         for other in others:
-            bound += (other, *bindings(other))
-        full_key = (key, tuple(map(id, bound)))
+            also = bound_by(other)
+            ids, kept = (*ids, id(other), *also.ids), (*kept, other, *also.kept)
+        full_key = (key, ids)
         try:
             return self._of(anchor)[full_key][0]
         except KeyError:
@@ -52,9 +55,9 @@ class Programs:
             programs = self._of(anchor)
             if len(programs) >= MAX_PROGRAMS:
                 programs.popitem(last=False)
-            # The bound objects are kept alive, so that no other object gets their identity. The
-            # function itself may be among them (recursion), and must not be.
-            kept = tuple(x for x in bound if x is not anchor)
+            # The bound objects are kept alive, so that no other object gets their identity; but not the
+            # function itself, which another function may be bound to.
+            kept = tuple(x for x in kept if x is not anchor)
             return programs.setdefault(full_key, (made, kept))[0]
 
     def keys(self, anchor: Any) -> list[Any]:
@@ -64,30 +67,12 @@ class Programs:
 
     def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
         if isinstance(anchor, types.FunctionType):
-            # On the function itself: then a closure that leads back to it, such as that of a lambda in
-            # a method, is a cycle that the garbage collector can collect.
-            own = anchor.__dict__.get(_OWN)
-            if own is None or own.function() is not anchor:  # functools.wraps copies what it finds
-                own = anchor.__dict__[_OWN] = _Own(anchor)
-            return own.programs.setdefault(id(self), OrderedDict())
+            programs = own_of(anchor).programs
+            return programs.get(id(self)) or programs.setdefault(id(self), OrderedDict())
         found = self._others.get(id(anchor))
         if found is None or found[0]() is not anchor:
             found = self._others[id(anchor)] = (_reference(anchor, self._others), OrderedDict())
         return found[1]
-
-
-_OWN = "__pstate_programs__"
-
-
-class _Own:
-    """The programs of one function, by kind of transform. Pickled with a function, it is empty."""
-
-    def __init__(self, function: Any = None):
-        self.function: Any = (lambda: None) if function is None else weakref.ref(function)
-        self.programs: dict[int, OrderedDict[Any, Any]] = {}
-
-    def __reduce__(self) -> Any:
-        return _Own, ()
 
 
 def _reference(anchor: Any, table: dict[int, Any]) -> Callable[[], Any]:

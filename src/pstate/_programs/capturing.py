@@ -15,6 +15,10 @@ class Captured(Exception):  # noqa: N818 (never leaves the package)
         self.shown = shown
 
 
+class Untraced(Exception):  # noqa: N818 (never leaves the package)
+    """A program was about to be traced by a call that took the short way."""
+
+
 def watched(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, raising `Captured` after its run if it read a captured state.
 
@@ -22,6 +26,8 @@ def watched(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def traced(*arrays: Any) -> Any:
+        if local.flat is function:
+            raise Untraced
         outer, local.watch = local.watch, Watch()
         try:
             result = function(*arrays)

@@ -5,17 +5,23 @@ mean. Called eagerly it runs through an *entry*, which compiles it once for each
 """
 
 import dataclasses
+import types
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
 from .._calls.call import Call
 from .._calls.callables import anchor_of, anchors_of
+from .._calls.contract import Contract
+from .._calls.giving_back import updated
 from .._calls.transform import Transform, code_of
 from .._calls.typed import C, P, R
 from .._ground.exact import exact_key
+from .._states.threads import local
 from .cache import Programs
+from .capturing import Untraced
+from .flat_calls import FlatCalls, FlatProgram
 from .recompilation import warn_of_recompilation
 
 
@@ -49,6 +55,56 @@ class Compiled(Transform[P, R, C]):
     def _make_entry(self, program: Any) -> Any:
         """The object that compiles and runs a program."""
         raise NotImplementedError
+
+    @property
+    def _is_direct(self) -> bool:
+        """Whether calls need nothing but to run their program on their operands."""
+        return False
+
+    #: Whether a call under a trace is inlined, and not a call of a compiled function in the trace.
+    _is_inlined: ClassVar[bool] = True
+
+    def _call_flat(self, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls = self._memo
+        if calls is None:
+            direct = type(self.fun) is types.FunctionType and self._is_direct
+            calls = FlatCalls(direct, self._is_inlined)
+            object.__setattr__(self, "_memo", calls)
+        if not calls.fit:
+            return None
+        fun = self.fun
+        found = calls.find(fun, flat, args, kwargs)
+        if found is None:
+            return None
+        program, others, key = found
+        if program is None:
+
+            def make() -> FlatProgram:
+                call = self._take_apart(args, kwargs)
+                return FlatProgram(call, flat.statics[0], self._entry(call))
+
+            program = programs.get(fun, (FlatProgram, self._options_key(), *key), make)
+            calls.remember(fun, key, program)
+        if program.run is None or program.entry.uncompiled:
+            return None
+        operands = program.operands(flat.leaves, others)
+        local.flat = program.entry.program
+        try:
+            arrays, note = program.run(*operands)
+        except Untraced:
+            return None  # the usual path knows what the call threads, and what a body may not read
+        except (RuntimeError, ValueError) as error:
+            self._take_apart(args, kwargs).explain(error, self._code)
+            raise
+        finally:
+            local.flat = None
+        plan = program.plan(note, len(flat.leaves))
+        if plan is not None:
+            return plan.result(args[0], flat, arrays, operands)
+        call = self._take_apart(args, kwargs)
+        self._refuse(call, note, Contract(call, (0,), ...))
+        out, writes = note.result(arrays, operands)
+        return out, updated(call, 0, writes)
 
     def _entry(self, call: Call) -> Any:
         """The entry for calls of this structure, made if there is none."""

@@ -41,10 +41,15 @@ class Entry:
                 captured_message(self.program.described.fn, captured.shown, BROADCAST_ADVICE)
             ) from None
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What runs the compiled program. `Captured` is raised as it is."""
+        return self._compiled.call
+
     def run(self, arrays: list[Any]) -> Any:
         if not self.uncompiled:
             try:
-                return self._compiled.call(*arrays)
+                return self.call(*arrays)
             except Captured as captured:
                 self.uncompiled = True
                 warn(

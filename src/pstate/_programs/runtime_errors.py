@@ -65,14 +65,17 @@ def has_callback(jaxpr: Any) -> bool:
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a jaxpr, and of those inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for parameter in eqn.params.values():
-            inner: Sequence[Any] = parameter if isinstance(parameter, tuple | list) else (parameter,)
-            for one in inner:
-                one = getattr(one, "jaxpr", one)
-                if hasattr(one, "eqns"):
-                    yield from _equations(one)
+    ahead, seen = [jaxpr], {id(jaxpr)}  # not by recursion: transforms may be nested deeply
+    while ahead:
+        for eqn in ahead.pop().eqns:
+            yield eqn
+            for parameter in eqn.params.values():
+                inner: Sequence[Any] = parameter if isinstance(parameter, tuple | list) else (parameter,)
+                for one in inner:
+                    one = getattr(one, "jaxpr", one)
+                    if hasattr(one, "eqns") and id(one) not in seen:
+                        seen.add(id(one))
+                        ahead.append(one)
 
 
 def _as_equinox_shows(error: Exception) -> Exception | None:

@@ -58,8 +58,9 @@ class ShardMapped(Jit[P, R, C]):
         idle = idle_writes(call, note, contract)
         return note, (out, {i: v for i, v in writes.items() if i not in idle} if idle else writes)
 
-    def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None  # only `jit` has a fast path
+    @property
+    def _is_direct(self) -> bool:
+        return False  # a call has shards to look at
 
     def _options_key(self) -> Hashable:
         return ShardMapped, super()._options_key(), self.options

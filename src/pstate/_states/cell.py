@@ -44,14 +44,15 @@ class Recording:
 
     `place_of` gives the place of the state at an index, `guard` raises if a write is not allowed,
     `original` is the tree before, `frozen` the states in it, and `title` is what messages call the
-    recording. `data` says for an index whether its state stays frozen, and what the error for a
-    write to it says. `sources` are the states of which its live states are copies. `aliases` are
-    pairs of indices that hold the same state. `lines`, if given, collects where each state was last
-    written.
+    recording, or a function that says it. `data` says for an index whether its state stays frozen,
+    and what the error for a write to it says. `sources` are the states of which its live states are
+    copies. `aliases` are pairs of indices that hold the same state. `lines`, if given, collects
+    where each state was last written.
     """
 
     __slots__ = (
         "_first",
+        "_title",
         "cells",
         "closed",
         "data",
@@ -62,7 +63,6 @@ class Recording:
         "place_of",
         "sources",
         "thread",
-        "title",
         "trace",
         "watch",
     )
@@ -74,7 +74,7 @@ class Recording:
         guard: Callable[["Cell"], None] | None = None,
         original: Any = None,
         frozen: Sequence[Any] = (),
-        title: str = "the recording",
+        title: str | Callable[[], str] = "the recording",
         data: Callable[[int], str | None] | None = None,
         aliases: Sequence[tuple[int, int]] = (),
         lines: dict[int, str] | None = None,
@@ -92,8 +92,13 @@ class Recording:
         self.original = original
         self.frozen = frozen
         self.sources: Sequence[Any] = frozen
-        self.title = title
+        self._title = title
         local.recordings = (*local.recordings, self)
+
+    @property
+    def title(self) -> str:
+        """What messages call the recording."""
+        return self._title if isinstance(self._title, str) else self._title()
 
     def first(self, index: int) -> int:
         """The first index that holds the same state as an index."""

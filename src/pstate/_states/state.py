@@ -317,6 +317,11 @@ def _register(cls: type) -> None:
 _register(State)
 
 
+def is_plain(state: Any) -> bool:
+    """Whether a state is not live, and is not a copy of one that was; and its value is computed."""
+    return state._cell is None and type(state._tag) is tuple and type(state._child) is not Deferred
+
+
 def is_state(x: Any) -> bool:
     """Whether `x` is a state. Meant for `is_leaf=`."""
     return isinstance(x, State)

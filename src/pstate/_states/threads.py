@@ -81,7 +81,8 @@ class _Local(threading.local):
     `None`. `call`: the call whose function is about to run, with the states that it threads.
     `threaded`: the calls whose functions are running, innermost last. `on_devices`: whether the
     body of a mapping over devices is running. `keep_packed`: whether packed trees stay packed when
-    a call is put together.
+    a call is put together. `made`: where a tree that is put together notes its lists and dicts.
+    `flat`: the program that runs by the short way, on which it is not traced.
     """
 
     rebuild: Callable[..., Any] | None = None
@@ -93,6 +94,8 @@ class _Local(threading.local):
     threaded: tuple[Threaded, ...] = ()
     on_devices: bool = False
     keep_packed: bool = False
+    made: list[Any] | None = None
+    flat: Any = None
 
 
 local = _Local()

@@ -6,11 +6,8 @@ arrays that the output shares with the arguments are put in outside it.
 
 import dataclasses
 import functools as ft
-import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, TypedDict, Unpack, overload
-
-import jax.tree_util as jtu
 
 from .._calls.arguments import refuse_unknown, with_statics
 from .._calls.call import Call
@@ -18,7 +15,7 @@ from .._calls.callables import anchor_of
 from .._calls.code import as_code
 from .._calls.contract import Contract
 from .._calls.flat_function import flat_function_of
-from .._calls.giving_back import check_writes, updated
+from .._calls.giving_back import check_writes
 from .._calls.lifting import Lifted
 from .._calls.notes import Note, taken_apart
 from .._calls.pure import Pure
@@ -30,12 +27,9 @@ from .._ground.integers import Positions, as_names, as_positions
 from .._ground.public import public
 from .._ground.typing import Filter
 from .._ground.versions import is_eager, jit_is_disabled
-from .._programs.capturing import Captured
-from .._programs.compiled import Compiled, programs
+from .._programs.compiled import Compiled
 from .._programs.donation import Donation, kept_arguments
-from .._programs.packed_calls import PackedProgram, packed_program
 from .._sharding.wanted import Wanted
-from .._trees.leaves import kinds_of
 from ..filter import to_predicate
 from .ahead import Executable, Form, Lowered
 from .jit_entry import JitEntry
@@ -118,47 +112,13 @@ class Jit(Compiled[P, R, C], Lifted[P, R, C]):
         writes = [index for index, _, _ in note.writes]
         check_writes(call, contract, writes, lambda index: self._line(call, index))
 
-    def _call_packed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fun = self.fun
-        if type(fun) is not types.FunctionType or not is_eager() or jit_is_disabled():
-            return None
+    _is_inlined = False
+
+    @property
+    def _is_direct(self) -> bool:
         if self._donates() or self.static_argnums or self.static_argnames or self.compiler_options:
-            return None
-        if self.in_shardings is not None or self.out_shardings is not None:
-            return None
-        packed = args[0]
-        rest, treedef = jtu.tree_flatten((args[1:], kwargs))
-        kinds = kinds_of(rest)
-        if kinds.statics:
-            return None  # numbers are distinguished, and warned about, on the usual path
-        try:
-            key = (PackedProgram, packed.form, packed.statics[1], treedef, kinds)
-        except TypeError:
-            return None  # an unhashable leaf is named there too
-
-        def make() -> PackedProgram:
-            call = self._take_apart(args, kwargs)
-            return packed_program(call, self._entry(call))
-
-        program = programs.get(fun, key, make)
-        if program.general:
-            return None
-        operands = program.operands(packed, rest)
-        entry = program.entry
-        try:
-            arrays, note = entry.call(operands)
-        except Captured as captured:
-            raise entry.error(captured) from None
-        except (RuntimeError, ValueError) as error:
-            self._take_apart(args, kwargs).explain(error, self._code)
-            raise
-        plan = program.plan(note, packed)
-        if plan is not None:
-            return plan.result(packed, arrays, operands)
-        call = self._take_apart(args, kwargs)
-        self._refuse(call, note, Contract(call, (0,), ...))
-        out, writes = note.result(arrays, operands)
-        return out, updated(call, 0, writes)
+            return False
+        return self.in_shardings is None and self.out_shardings is None
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """The program of a call, lowered: for its text, its cost, or to compile it ahead of the call.

@@ -55,6 +55,8 @@ def in_place(arrays: list[Any], moved: dict[int, Any]) -> list[Any]:
 class JitEntry:
     """The compiled programs of calls of one structure."""
 
+    uncompiled = False
+
     def __init__(
         self,
         program: Any,
@@ -74,10 +76,15 @@ class JitEntry:
         self._last: tuple[Any, _Plan | None] = ((), None)
 
     def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        return self._looked_at(lambda: self.call(arrays))
+        return self._looked_at(lambda: self._call(*arrays))
 
-    def call(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        """Run without giving up buffers. `Captured` is raised as it is."""
+    @property
+    def call(self) -> Callable[..., tuple[list[Any], Note]]:
+        """What runs the program, without giving up buffers. `Captured` is raised as it is."""
+        return self._call if self.placed or _several_devices() else self.compiled.call
+
+    def _call(self, *operands: Any) -> tuple[list[Any], Note]:
+        arrays = list(operands)
         if not self.placed and not self._keeps(arrays):
             return self.compiled.call(*arrays)
         if not is_eager():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 from .._states.deferred import Deferred
@@ -27,13 +28,14 @@ _OPERANDS = (jax.Array, np.ndarray, np.number, np.bool_, jax.ShapeDtypeStruct, D
 
 
 class LeafKinds:
-    """For each leaf, whether it is an operand; and which leaves are static."""
+    """For each leaf, whether it is an operand; which leaves are static; and what some of them are."""
 
-    __slots__ = ("has_deferred", "has_numbers", "mask", "statics")
+    __slots__ = ("has_deferred", "has_numbers", "has_tracers", "mask", "statics")
 
     def __init__(self, leaves: Sequence[Any]):
         self.mask: tuple[bool, ...] = tuple(isinstance(leaf, _OPERANDS) for leaf in leaves)
         self.statics = tuple(i for i, is_one in enumerate(self.mask) if not is_one)
+        self.has_tracers = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         self.has_deferred = any(isinstance(leaf, Deferred) for leaf in leaves)
         self.has_numbers = any(isinstance(leaf, Number) for leaf in leaves)
 

@@ -13,51 +13,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import jax.tree_util as jtu
 
 from .._ground.errors import AliasedStateError
-from .._ground.exact import exact_key
 from .._ground.paths import to_place
 from .._ground.public import public
-from .._states.state import make_frozen
+from .._states.state import is_state
 from .._states.threads import local
 from .aliases import find_aliases
 from .flattening import collect, unflatten_frozen
-from .leaves import LeafKinds, kinds_of
+from .forms import Form, Statics, are_settled, form_of, statics_of
 from .recording import freeze
 from .slots import layout_of, root_name, states_of
-from .structures import PerStructure
 
 
 T = TypeVar("T")
-
-
-class Form:
-    """The structure of a packed tree. `placeholders` are its states without values."""
-
-    __slots__ = ("__weakref__", "_exact", "_hash", "name", "placeholders", "treedef")
-
-    is_exact = True
-
-    def __init__(self, treedef: Any, exact: Any, tree: Any):
-        self.treedef = treedef
-        self.name = type(tree).__name__
-        self._exact = exact
-        self._hash = hash((treedef, exact))
-        slots = layout_of(tree).slots
-        self.placeholders = tuple(make_frozen(slot.kind, slot.tag, None) for slot in slots)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, Form) and other._exact == self._exact and other.treedef == self.treedef
-        )
-
-    def __repr__(self) -> str:
-        return repr(self.treedef)
-
-
-#: The form of a tree, by its structure and itself.
-_form_of = PerStructure(Form)
 
 
 @public
@@ -77,22 +44,22 @@ class Packed(Generic[T]):
     leaves: tuple[Any, ...]
     _statics: Any
 
-    def __init__(self, form: Form, leaves: tuple[Any, ...], statics: Any = None):
+    def __init__(self, form: Form, leaves: tuple[Any, ...], statics: Statics | None = None):
         _set_form(self, form)
         _set_leaves(self, leaves)
         _set_statics(self, statics)
 
     @property
-    def statics(self) -> tuple[LeafKinds, tuple[Any, ...]]:
+    def statics(self) -> Statics:
         """The non-array leaves, as a key. Packed trees made from this one share it.
 
         **Raises:** `TypeError` for an unhashable leaf.
         """
         statics = self._statics
         if statics is None:
-            kinds = kinds_of(self.leaves)
-            statics = kinds, tuple(exact_key(self.leaves[i]) for i in kinds.statics)
-            _set_statics(self, statics)
+            statics = statics_of(self.leaves)
+            if are_settled(self.leaves):
+                _set_statics(self, statics)
         return statics
 
     def unpack(self) -> T:
@@ -198,7 +165,7 @@ def pack(tree: Any) -> Any:
             "two of it. Give each place its own state, or share on purpose: "
             "eqx.nn.Shared(tree, where, get)."
         )
-    return Packed(_form_of(treedef, tree), tuple(leaves))
+    return Packed(form_of(treedef, tree), tuple(leaves))
 
 
 def find_aliases_of_packed(collected: Sequence[Any]) -> tuple[tuple[int, int], ...]:
@@ -215,6 +182,12 @@ def find_aliases_of_packed(collected: Sequence[Any]) -> tuple[tuple[int, int], .
 def spread(collected: Iterable[Any]) -> list[Any]:
     """The states of a call, with those of packed trees one by one."""
     return [s for x in collected for s in (x.form.placeholders if type(x) is Packed else (x,))]
+
+
+def met_in(tree: Any) -> list[Any]:
+    """The states and packed trees in a tree, in order. No state is read."""
+    is_one = lambda x: is_state(x) or type(x) is Packed
+    return [x for x in jtu.tree_leaves(tree, is_leaf=is_one) if is_one(x)]
 
 
 def unpacked(tree: Any) -> Any:

@@ -59,6 +59,14 @@ class Ambiguity:
         return types, tuple([_exact(data[i]) for i in deep])
 
 
+_ambiguity_of = remembered(Ambiguity)
+
+
+def exact_structure(treedef: Any) -> Any:
+    """A hashable key that distinguishes a structure from others that equal it."""
+    return _ambiguity_of(treedef).exact(treedef)
+
+
 class _Equal:
     """The results for structures that are equal to JAX: one result, unless they are ambiguous."""
 

@@ -217,6 +217,26 @@ def test_a_loop_remembers_one_tree():
     assert len(jax.live_arrays()) <= arrays + 1
 
 
+@pytest.mark.parametrize("x", [np.float32(1), np.ones((), np.float32), jnp.ones(())], ids=str)
+@pytest.mark.parametrize("transform", [ps.jit, ft.partial(ps.vmap2, in_axes=(None, None), axis_size=2)])
+def test_each_call_remembers(transform, x):
+    """Whatever the other arguments are, and whatever was written last, the tree is known."""
+
+    class Noisy(eqx.Module):
+        count: ps.ShortTermState
+        rng: ps.RandomState
+
+    def draw(noisy, x):
+        noisy.rng.split_key()
+        noisy.count.value += x
+
+    pure, noisy = ps.pure(transform(draw)), Noisy(ps.ShortTermState(0.0), ps.RandomState(0))
+    for i in range(4):
+        assert (known(noisy) is not None) == (i > 0)
+        _, noisy = pure(noisy, x)
+    assert noisy.count.value == 4
+
+
 @every_way
 def test_read_only_trees_come_back_as_they_are(way):
     """A tree in which nothing was written is remembered too, and seen again if it is edited."""

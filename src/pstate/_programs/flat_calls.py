@@ -79,7 +79,7 @@ class FlatCalls:
             if kinds_of(others).statics:
                 return None  # numbers are distinguished, and warned about, on the usual path
             structure = _structure_of(treedef, others)
-            _plain_arrays.update(map(type, filter(_is_plain_array, others)))
+            _plain_arrays.update([type(x) for x in others if _is_concrete(x)])
         try:
             statics = flat._statics or flat.statics
         except TypeError:
@@ -104,8 +104,9 @@ class FlatCalls:
         self._last = bound_by(function), key, program
 
 
-def _is_plain_array(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+def _is_concrete(x: Any) -> bool:
+    """Whether this is an array and no tracer."""
+    return type(x) in _plain_arrays or (isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer))
 
 
 class FlatProgram:
@@ -172,7 +173,7 @@ class _Plan:
             return out, tree
         leaves = self.pick((*flat.leaves, *arrays))
         # Under a trace the new arrays may be tracers.
-        statics = flat._statics if type(arrays[-1]) in _plain_arrays else None
+        statics = flat._statics if _is_concrete(arrays[-1]) else None
         if type(flat) is Packed:
             return out, Packed(flat.form, leaves, statics)
         return out, self._tree(tree, flat, arrays, leaves, statics)

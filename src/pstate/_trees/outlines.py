@@ -77,8 +77,9 @@ class Outline:
 
     def inside(self, items: Sequence[Any]) -> list[Contents]:
         """The lists and dicts inside modules among the items."""
-        modules = [item for item in items if isinstance(item, eqx.Module)] if self.looks_inside else []
-        return contents_of(modules) if modules else []
+        if not self.looks_inside:
+            return []
+        return contents_of(tuple([item for item in items if isinstance(item, eqx.Module)]))
 
     def build(self, items: Sequence[Any]) -> tuple[Any, list[Contents]]:
         """The tree with these items, and the lists and dicts that were made for it, if it `knows`."""

@@ -96,6 +96,23 @@ class Sorted:
         return cls(*children)
 
 
+def test_kinds_that_users_make():
+    """A kind without slots has a dictionary, and is a state like any other."""
+
+    class Membrane(ps.HiddenState):
+        pass
+
+    for tree in ({"v": Membrane(1.0)}, [Membrane(1.0), [Membrane(2.0)]], Membrane(1.0)):
+        count = len(Containers((None, (tree,), {})).snapshot((None, (tree,), {}))._kept)
+        assert count == {dict: 1, list: 2}.get(type(tree), 0)
+        add = lambda tree, x: [
+            setattr(s, "value", s.value + x)
+            for s in jtu.tree_leaves(tree, is_leaf=lambda x: isinstance(x, ps.State))
+        ]
+        _, new = ps.pure(ps.jit(lambda tree, x: add(tree, x) and None))(tree, jnp.asarray(1.0))
+        assert jtu.tree_leaves(new)[0] == 2
+
+
 def test_nodes_that_look_at_their_children():
     """Where the structure no longer fits, each node is visited, and every container found."""
     call = lambda *items: (None, (Sorted([jnp.ones(2)], *items),), {})

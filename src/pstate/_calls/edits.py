@@ -138,7 +138,8 @@ def _contents(node: Any) -> Any:
     return None if frozen or _is_leaf(node) else dict(vars(node))
 
 
-_IMMUTABLE = (eqx.Module, tuple, Method, Partial, Several, Wrapper, type(None))
+# A kind that a user makes without slots has a dictionary, which is not part of it.
+_IMMUTABLE = (State, eqx.Module, tuple, Method, Partial, Several, Wrapper, type(None))
 
 
 def _is_leaf(node: Any) -> bool:

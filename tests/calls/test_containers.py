@@ -102,14 +102,14 @@ def test_kinds_that_users_make():
     class Membrane(ps.HiddenState):
         pass
 
+    def add(tree, x):
+        for state in jtu.tree_leaves(tree, is_leaf=lambda x: isinstance(x, ps.State)):
+            state.value += x
+
     for tree in ({"v": Membrane(1.0)}, [Membrane(1.0), [Membrane(2.0)]], Membrane(1.0)):
         count = len(Containers((None, (tree,), {})).snapshot((None, (tree,), {}))._kept)
         assert count == {dict: 1, list: 2}.get(type(tree), 0)
-        add = lambda tree, x: [
-            setattr(s, "value", s.value + x)
-            for s in jtu.tree_leaves(tree, is_leaf=lambda x: isinstance(x, ps.State))
-        ]
-        _, new = ps.pure(ps.jit(lambda tree, x: add(tree, x) and None))(tree, jnp.asarray(1.0))
+        _, new = ps.pure(ps.jit(add))(tree, jnp.asarray(1.0))
         assert jtu.tree_leaves(new)[0] == 2
 
 

@@ -86,7 +86,8 @@ def _build_loop(job: Job, scans: bool = False, anew: bool = False) -> Built:
             for param, counter in zip(job.params, job.counters, strict=True)
         ]
     )
-    run: Pure = ps.pure(scan if scans else with_a_new_body if anew else ps.for_loop)
+    loop: Any = scan if scans else with_a_new_body if anew else ps.for_loop
+    run = ps.pure(loop)
 
     def call() -> jax.Array:
         nonlocal model

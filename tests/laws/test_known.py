@@ -51,6 +51,7 @@ def _outcome(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return type(error), str(error)
 
 
+@pytest.mark.once
 @every_case
 @CALLED_AGAIN
 def test_remembered_is_what_flattening_gives(case: Case):

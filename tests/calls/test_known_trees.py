@@ -251,24 +251,44 @@ def test_read_only_trees_come_back_as_they_are(way):
     assert pure(tree, jnp.asarray(1.0))[0] == 4
 
 
-def test_other_nodes_are_not_remembered():
+class _Box:
+    """A node with an attribute."""
+
+    def __init__(self, content):
+        self.content = content
+
+
+class _Labelled(tuple):
+    """A tuple with an attribute."""
+
+    content: Any
+
+    @classmethod
+    def of(cls, content):
+        labelled = cls()
+        labelled.content = content
+        return labelled
+
+
+for _node, _make in ((_Box, _Box), (_Labelled, _Labelled.of)):
+    jtu.register_pytree_node(
+        _node, lambda node: ((node.content,), None), lambda _, c, make=_make: make(*c)
+    )
+
+
+@pytest.mark.parametrize("make", [_Box, _Labelled.of])
+def test_other_nodes_are_not_remembered(make):
     """A node that may change in other ways is taken apart each time."""
-
-    class Box:
-        def __init__(self, content):
-            self.content = content
-
-    jtu.register_pytree_node(Box, lambda box: ((box.content,), None), lambda _, c: Box(*c))
 
     class Holder(eqx.Module):
         n: ps.State
-        box: Box
+        box: Any
 
     def add(holder, x):
         holder.n.value += holder.box.content + x
 
     pure = ps.pure(ps.jit(add))
-    _, holder = pure(Holder(ps.State(0.0), Box(jnp.asarray(1.0))), jnp.asarray(0.0))
+    _, holder = pure(Holder(ps.State(0.0), make(jnp.asarray(1.0))), jnp.asarray(0.0))
     assert known(holder) is None
     holder.box.content = jnp.asarray(5.0)
     assert pure(holder, jnp.asarray(0.0))[1].n.value == 6

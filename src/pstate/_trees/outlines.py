@@ -41,7 +41,9 @@ class _Node:
     def is_known(self) -> bool:
         """Whether nothing in the node itself can change, unless it is a list or a dict."""
         value = self.value
-        known = self.one == LEAF or value is None or isinstance(value, State | eqx.Module | tuple)
+        if isinstance(value, tuple):  # another subclass may have attributes of its own
+            return type(value) is tuple or hasattr(value, "_fields")
+        known = self.one == LEAF or value is None or isinstance(value, State | eqx.Module)
         return known or type(value) in _EDITABLE
 
 

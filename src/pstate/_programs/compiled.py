@@ -86,6 +86,7 @@ class Compiled(Transform[P, R, C]):
             program = programs.get(fun, (FlatProgram, self._options_key(), *key), make)
             calls.remember(fun, key, program)
         if program.run is None or program.entry.uncompiled:
+            program.compiled()
             return None
         operands = program.operands(flat.leaves, others)
         local.flat = program.entry.program

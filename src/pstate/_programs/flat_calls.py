@@ -113,19 +113,25 @@ class FlatProgram:
     """A compiled function whose argument 0 is flat, and holds all states of the call.
 
     `run` takes the operands of the compiled function. It is `None` if the call does not fit, and takes
-    the usual path.
+    the usual path, as does the first call, which is traced.
     """
 
-    __slots__ = ("_kinds", "_plans", "entry", "run", "signature")
+    __slots__ = ("_fits", "_kinds", "_plans", "entry", "run", "signature")
 
     def __init__(self, call: Call, kinds: LeafKinds, entry: Any):
         signature = call.signature
         fits = signature.arguments_with_states <= {(ARGS, 0)} and not signature.has_carrier
-        self.run: Callable[..., Any] | None = entry.call if fits and not call.aliases else None
+        self._fits = fits and not call.aliases
+        self.run: Callable[..., Any] | None = None
         self.signature = signature
         self.entry = entry
         self._kinds = kinds if kinds.statics else None
         self._plans: dict[int, Any] = {}
+
+    def compiled(self) -> None:
+        """From now on there is something to run."""
+        if self._fits:
+            self.run = self.entry.call
 
     def operands(self, leaves: tuple[Any, ...], rest: Sequence[Any]) -> list[Any]:
         """The operands of the compiled call."""

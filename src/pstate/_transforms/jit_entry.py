@@ -16,10 +16,11 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from .._calls.notes import Note
 from .._ground.errors import CapturedStateError
 from .._ground.versions import is_eager, trace_context
-from .._programs.capturing import Captured, captured_message, watched
+from .._programs.capturing import Captured, Untraced, captured_message, watched
 from .._programs.donation import Argument, with_buffers_of_their_own
 from .._programs.runtime_errors import CompiledFunction
 from .._sharding.putting import constrained, put
+from .._states.threads import local
 from .ahead import Given
 from .placement import Placement, Result, spread_sharding, whole_on
 
@@ -149,6 +150,8 @@ class JitEntry:
             return plan
         found = self._plans.get(key)
         if found is None:
+            if local.flat is self.program:
+                raise Untraced
             found = self._plans[key] = self._made(list(arrays), kept, spread)
         self._last = key, found
         return found

@@ -70,6 +70,20 @@ def test_a_loop_compiles_once(kind: Any, rules: Any, options: Any, packed: bool)
 
 
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
+def test_other_shapes_of_a_packed_tree(kind: Any):
+    """For arguments of other shapes the body runs once more, and then no more."""
+    devices = mesh(kind)
+    step, runs = make_step()
+    f = ps.pure(ps.jit(step))
+    tree = ps.pack(ps.shard(model(), SHARDED, devices))
+    for i, n in enumerate((8, 4, 16)):
+        x = ps.shard(np.ones((n, 4), np.float32), P("data"), devices)
+        for _ in range(3):
+            f(tree, x)
+        assert len(runs) == i + 1
+
+
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_states_that_nobody_put_anywhere(kind: Any, options: Any):
     """A counter and a key on one device go to the mesh of the others at once: still one program."""

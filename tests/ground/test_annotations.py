@@ -99,7 +99,7 @@ def test_pytree_hints():
     """`PyTree[...]` is a hint like any other."""
 
     @checked
-    def take(state: ps.State[PyTree[Float[Array, "_"]]]) -> None:
+    def take(state: ps.State[PyTree[Float[Array, " _"]]]) -> None:
         return None
 
     take(ps.State([jnp.ones(2), {"a": jnp.ones(3)}]))
@@ -113,7 +113,7 @@ def test_fields_of_modules():
     @checked
     class Net(eqx.Module):
         weight: ps.ParamState[Float[Array, "n m"]]
-        hidden: ps.HiddenState[Float[Array, "n"]]
+        hidden: ps.HiddenState[Float[Array, " n"]]
         steps: ps.State[Int[Array, ""]] = eqx.field(default_factory=lambda: ps.State(0))
 
     net = Net(ps.ParamState(jnp.ones((2, 3))), ps.HiddenState(jnp.ones(2)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.tree_util as jtu
+import pytest
 
 import pstate as ps
 from laws.table import Case

@@ -324,7 +324,7 @@ def test_nothing_is_kept(wrap, pack):
     constant = jnp.ones(3)
 
     def body(state, x):
-        return add(state, x + constant.sum())
+        return add(state, x + constant.sum())  # noqa: F821 (deleted below)
 
     model = pack(zeros())
     seen = [weakref.ref(x) for x in (body, constant, jtu.tree_leaves(model)[0])]

@@ -7,6 +7,7 @@ import warnings
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 import pytest
 
@@ -107,14 +108,39 @@ def test_a_long_chain_of_transforms_is_made(transform):
     assert chain.__name__ == "add"
 
 
-@pytest.mark.parametrize("transform", [ps.jit, ps.checkpoint])
-def test_nested_transforms_run(transform):
-    """Twelve transforms around each other write once."""
-    chain = add
-    for _ in range(12):
-        chain = transform(chain)
-    _, tree = jax.jit(ps.pure(chain))(nested(1), X)
-    np.testing.assert_array_equal(jax.tree.leaves(tree), np.ones(1))
+def around(transform, levels, function=add):
+    """So many transforms around a function."""
+    for _ in range(levels):
+        function = transform(function)
+    return function
+
+
+NESTED = {
+    "jit": ps.jit,
+    "checkpoint": ps.checkpoint,
+    "vmap2": lambda f: ps.vmap2(f, in_axes=None, axis_size=1),
+    "cond": lambda f: lambda tree, x: ps.cond(x > 0, f, lambda tree, x: x, tree, x),
+    "scan": lambda f: lambda tree, x: ps.for_loop(jtu.Partial(f, tree), x[None])[0],
+}
+
+
+@pytest.fixture
+def deep_stack():
+    """Python's own limit is too low for so many levels, also of JAX alone."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(50_000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.usefixtures("deep_stack")
+@pytest.mark.parametrize("name", ["jit", "checkpoint", "cond", "scan"])
+def test_nested_transforms_run(name):
+    """A hundred transforms around each other write once."""
+    _, tree = jax.eval_shape(ps.pure(around(NESTED[name], 100)), nested(1), X)
+    assert isinstance(tree.state, ps.State)
 
 
 def calls_of_own_functions(run):
@@ -152,3 +178,16 @@ def test_warnings_about_many_states_take_linear_time():
         stacked(2)()
         few, many = (calls_of_own_functions(stacked(n)) for n in (50, 100))
     assert many < 2.2 * few
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_transforms_take_linear_time(name):
+    """A level of nested transforms does not look at all levels inside it."""
+
+    def trace(levels):
+        return lambda: jax.make_jaxpr(ps.pure(around(NESTED[name], levels)))(nested(1), X)
+
+    trace(2)()
+    few, many = (calls_of_own_functions(trace(n)) for n in (8, 16))
+    # Each level of a mapping looks up the line of a write in Python's stack.
+    assert many < (2.8 if name == "vmap2" else 2.3) * few

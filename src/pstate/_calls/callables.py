@@ -243,13 +243,12 @@ def anchor_of(fn: Any) -> Any:
 
 def anchors_of(fn: Any) -> tuple[Any, ...]:
     """The innermost functions of a callable, one or several; then those that may run instead."""
-    match fn:
-        case Wrapper():
-            return (*anchors_of(fn.fun), *fn.beside)
-        case Several():
-            return tuple(anchor_of(one) for one in fn.callables)
-        case _:
-            return (anchor_of(fn),)
+    beside: tuple[Any, ...] = ()
+    while isinstance(fn, Wrapper):
+        beside = *fn.beside, *beside
+        fn = fn.fun
+    several = fn.callables if isinstance(fn, Several) else (fn,)
+    return *map(anchor_of, several), *beside
 
 
 def n_bound(fn: Any) -> int:

@@ -26,8 +26,14 @@ class Lifted(Transform[P, R, C]):
 
     def _run(self, call: Call, contract: Contract | None = None) -> tuple[Any, Writes]:
         outer, local.call = local.call, Threaded(call)  # a context manager would cost a microsecond more
+        computed = call.leaves
         try:
-            note, (out, writes) = self._run_computed(call, contract)
+            if call.kinds.has_deferred:
+                computed = [x.tentative() if type(x) is Deferred else x for x in computed]
+            note, (out, writes) = self._run_leaves(call, computed, contract)
+        except BaseException as error:
+            self._failed(call, error)
+            raise
         finally:
             local.call = outer
         self._refuse(call, note, contract)
@@ -43,26 +49,18 @@ class Lifted(Transform[P, R, C]):
         """
         raise NotImplementedError
 
-    def _run_computed(self, call: Call, contract: Contract | None) -> tuple[Note, tuple[Any, Writes]]:
-        """Run with deferred leaves computed.
+    def _failed(self, call: Call, error: BaseException) -> None:
+        """Release the deferred leaves of a call that failed.
 
         **Raises:** `StateError` for a buffer that was donated before. It is only looked for after a
         failure: checking each array costs more than a call.
         """
-        if not call.kinds.has_deferred:
-            try:
-                return self._run_leaves(call, call.leaves, contract)
-            except (RuntimeError, ValueError) as error:
-                call.explain(error, self._code)
-                raise
-        leaves = [x.tentative() if type(x) is Deferred else x for x in call.leaves]
-        try:
-            return self._run_leaves(call, leaves, contract)
-        except BaseException:
+        if call.kinds.has_deferred:
             for leaf in call.leaves:
                 if type(leaf) is Deferred:
                     leaf.release()
-            raise
+        elif isinstance(error, RuntimeError | ValueError):
+            call.explain(error, self._code)
 
 
 def _settle(call: Call, reads: Collection[int], writes: Collection[int]) -> None:

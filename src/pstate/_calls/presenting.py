@@ -7,6 +7,7 @@ function, and operands named as the caller would name them: `model.layers[0].cou
 
 import functools as ft
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,6 +59,19 @@ class Source:
         self.__code__ = getattr(inner, "__code__", None)
 
 
+def _copy(function: types.FunctionType) -> Any:
+    # Not a wrapper, which would take one more of Python's frames when it is called.
+    copy = types.FunctionType(
+        function.__code__, function.__globals__, None, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _wrapped(function: Callable[..., Any]) -> Any:
+    return lambda *args: function(*args)
+
+
 def presented(
     function: Callable[..., Any], source: Source, name: str, names: Callable[[], Sequence[str]]
 ) -> Callable[..., Any]:
@@ -66,11 +80,9 @@ def presented(
     `names` returns the names of the leaves of its arguments, in order.
     """
 
-    def shown(*args: Any) -> Any:
-        return function(*args)
-
+    shown = _copy(function) if type(function) is types.FunctionType else _wrapped(function)
     shown.__name__ = shown.__qualname__ = name
-    shown.__signature__ = _Operands(names)  # pyright: ignore[reportFunctionMemberAccess]
+    shown.__signature__ = _Operands(names)
     if source.__code__ is not None:
-        shown.__wrapped__ = source  # pyright: ignore[reportFunctionMemberAccess]
+        shown.__wrapped__ = source
     return shown

@@ -46,21 +46,17 @@ class Run:
     edited: tuple[Edit, ...] = ()
 
 
-def _call(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return fn(*map(bare, args), **{name: bare(x) for name, x in kwargs.items()})
-
-
 def run_body(
     signature: Signature,
     leaves: Sequence[Any],
     recording: Recording,
     place: Callable[[Sequence[Any]], str],
-    call: Callable[..., Any] = _call,
+    call: Callable[..., Any] | None = None,
 ) -> Run:
     """Run the function of a call on leaves, with live states.
 
     `place` returns a key path of the call as code. `call` takes `(fn, args, kwargs)` and calls the
-    function in some way. The recording is closed when this returns or raises.
+    function in some other way. The recording is closed when this returns or raises.
 
     **Raises:** `FrozenStateError` for a container that was edited in place, in an argument with states.
     """
@@ -72,7 +68,11 @@ def run_body(
         if running is not None:
             recording.sources = running.call.states
         with listening(running):
-            out = call(*arguments)
+            if call is None:
+                fn, args, kwargs = arguments
+                out = fn(*map(bare, args), **{name: bare(x) for name, x in kwargs.items()})
+            else:
+                out = call(*arguments)
         edited = () if snapshot is None else _edits(snapshot, signature, recording, place)
         ok = True
     finally:

@@ -6,13 +6,15 @@ contract for this, or else into the live states that came in.
 """
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, overload
 
 import jax.tree_util as jtu
 
 from .._ground.tracebacks import hide_own_frames
 from .call import Call
-from .callables import Method, Wrapper, anchor_of, as_tree, as_users
+from .callables import Method, Wrapper, anchor_of, as_tree, as_users, innermost
+from .chains import Chain
 from .contract import Contract
 from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
@@ -47,9 +49,13 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
     # `__getattr__` would do for the latter, but it makes every attribute slower to read.
-    __slots__ = ("__dict__", "__weakref__", "_memo", "fun")
+    __slots__ = ("__dict__", "__weakref__", "_chain", "_memo", "_shown", "fun")
 
     fun: Callable[..., Any]
+    #: Its static part, once it is needed, if it is around a plain function.
+    _chain: Chain | None
+    #: The transform as code, once it is needed. A chain of transforms would be read many times.
+    _shown: str | None
     #: What calls remember from one to the next.
     _memo: Any
     #: The names of the options.
@@ -69,7 +75,9 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     def _fill(self, fun: Any, options: Iterable[Any]) -> None:
         _set(self, "fun", fun)
+        _set(self, "_chain", None)
         _set(self, "_memo", None)
+        _set(self, "_shown", None)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
         anchor, own = anchor_of(fun), self.__dict__
@@ -79,15 +87,13 @@ class Transform(Wrapper, Generic[P, R, C]):
                 own[name] = told
 
     @classmethod
-    def _unflatten(cls, options: Iterable[Any], children: Iterable[Any]) -> Any:
-        transform = object.__new__(cls)
-        (fun,) = children
-        transform._fill(fun, options)
-        return transform
+    def _unflatten(cls, static: Any, children: Iterable[Any]) -> Any:
+        fun, *_ = children
+        return static.around(fun, _make) if type(static) is Chain else _make(cls, static, fun)
 
     def _of(self, fun: Any) -> Any:
         """The same transform, of another callable."""
-        return self._unflatten(_flatten(self)[1], (fun,))
+        return _make(type(self), _options_of(self), fun)
 
     # Calling ------------------------------------------------------------------------------------
 
@@ -197,23 +203,57 @@ def _class_name(transform: Any) -> str:
     return type(transform).__name__
 
 
-_FUN = jtu.GetAttrKey("fun")
+_FUN, _LENGTH = jtu.GetAttrKey("fun"), jtu.GetAttrKey("length")
 
 
-def _flatten(transform: Any) -> tuple[tuple[Any], tuple[Any, ...]]:
-    return (transform.fun,), tuple([getattr(transform, name) for name in transform._static])
+def _make(cls: Any, options: Iterable[Any], fun: Any) -> Any:
+    transform = object.__new__(cls)
+    transform._fill(fun, options)
+    return transform
 
 
-def _flatten_with_keys(transform: Any) -> tuple[Any, tuple[Any, ...]]:
-    (fun,), options = _flatten(transform)
-    return ((_FUN, fun),), options
+def _options_of(transform: Any) -> tuple[Any, ...]:
+    return tuple([getattr(transform, name) for name in transform._static])
+
+
+def _chain_of(transform: Any) -> Chain | None:
+    """The chain of a transform around a plain function, unless it has an unhashable option."""
+    around: list[Any] = []
+    while isinstance(transform, Transform) and transform._chain is None:
+        around.append(transform)
+        transform = transform.fun
+    chain = transform._chain if isinstance(transform, Transform) else None
+    try:
+        for one in reversed(around):
+            chain = Chain(one, _options_of(one), chain)
+    except TypeError:
+        return None
+    return chain
+
+
+def _flatten(transform: Any) -> tuple[tuple[Any, ...], Any]:
+    function = innermost(transform)
+    if type(function) is FunctionType:
+        chain = _chain_of(transform)
+        if chain is not None:
+            # JAX hashes a structure by its nodes, without what is static in them. So the number of
+            # transforms is a node, an empty one.
+            return (function, (None,) * chain.length), chain
+    return (transform.fun,), _options_of(transform)
+
+
+def _flatten_with_keys(transform: Any) -> tuple[Any, Any]:
+    (fun, *length), static = _flatten(transform)
+    return ((_FUN, fun), *((_LENGTH, n) for n in length)), static
 
 
 def code_of(fn: Any) -> str:
     """A callable as code, `ps.vmap2(step)`."""
     if not isinstance(fn, Transform):
         return name_of(fn)
-    return name_of(fn) if _is_decorated(fn) else fn._code()
+    if fn._shown is None:
+        _set(fn, "_shown", name_of(fn) if _is_decorated(fn) else fn._code())
+    return fn._shown
 
 
 def _is_decorated(fn: Transform) -> bool:

@@ -8,6 +8,7 @@ program and shows the message and the line of `eqx.error_if`; so do the programs
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,11 +61,18 @@ def awaited(run: Callable[[], Any]) -> Any:
 
 def has_callback(jaxpr: Any) -> bool:
     """Whether a program calls back to the host, which may raise an error."""
-    return any(eqn.primitive.name in _CALLBACKS for eqn in _equations(jaxpr))
+    found = any(eqn.primitive.name in _CALLBACKS for eqn in _equations(jaxpr))
+    if not found:
+        _without_callback.add(jaxpr)
+    return found
+
+
+#: Programs that were inspected. They are often inside the next one.
+_without_callback: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr, and of those inside it."""
+    """The equations of a jaxpr, and of those inside it that may have a callback."""
     ahead, seen = [jaxpr], {id(jaxpr)}  # not by recursion: transforms may be nested deeply
     while ahead:
         for eqn in ahead.pop().eqns:
@@ -73,7 +81,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                 inner: Sequence[Any] = parameter if isinstance(parameter, tuple | list) else (parameter,)
                 for one in inner:
                     one = getattr(one, "jaxpr", one)
-                    if hasattr(one, "eqns") and id(one) not in seen:
+                    if hasattr(one, "eqns") and id(one) not in seen and one not in _without_callback:
                         seen.add(id(one))
                         ahead.append(one)
 

@@ -77,7 +77,10 @@ class JitEntry:
         self._last: tuple[Any, _Plan | None] = ((), None)
 
     def run(self, arrays: list[Any]) -> tuple[list[Any], Note]:
-        return self._looked_at(lambda: self._call(*arrays))
+        try:  # not `_looked_at`: each level of nested transforms has little of Python's stack
+            return self._call(*arrays)
+        except Captured as captured:
+            raise self.error(captured) from None
 
     @property
     def call(self) -> Callable[..., tuple[list[Any], Note]]:

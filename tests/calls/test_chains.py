@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import weakref
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -134,6 +135,25 @@ def test_nothing_is_kept():
     gc.collect()
     assert [one() for one in gone] == [None] * 3
     assert repr(treedef.unflatten([add])) == "ps.jit(ps.checkpoint(add))"
+
+
+@pytest.mark.parametrize("leaf", [0, (0, 1), object(), jnp.zeros(2), abs, jnp.tanh], ids=str)
+def test_any_leaf(leaf):
+    """With anything else in the place of the function, the chain is the same node, as JAX requires."""
+    made = chain(add)
+    other = structure(made).unflatten([leaf])
+    assert jtu.tree_structure(other, is_leaf=lambda x: x is leaf) == structure(made)
+    assert jtu.tree_map(lambda f, _: f, made, other, is_leaf=lambda x: x is leaf) is made
+
+
+def test_transforms_of_equinox():
+    """Equinox makes trees of axes and of flags of a callable."""
+    counters = {"n": ps.State(jnp.arange(3.0))}
+    pure = ps.pure(ps.jit(ps.checkpoint(add)))
+    _, new = eqx.filter_jit(eqx.filter_vmap(pure))(counters, jnp.ones(3))
+    assert new["n"].value.tolist() == [1, 2, 3]
+    arrays, rest = eqx.partition(pure, eqx.is_array)
+    assert eqx.combine(arrays, rest) is pure
 
 
 def test_copies():

@@ -1,4 +1,4 @@
-"""Transforms around a plain function, one or many around each other, as one node of a tree.
+"""Transforms around a plain callable, one or many around each other, as one node of a tree.
 
 Each transform of a chain takes apart what it wraps. With a node for each, a chain of `n` transforms
 would be taken apart and put together in `n * n` steps.
@@ -12,11 +12,11 @@ from .._ground.exact import exact_key
 
 
 class Chain:
-    """The static part of a transform around a plain function: the kinds and options of all transforms.
+    """The static part of a transform around a plain callable: the kinds and options of all transforms.
 
-    `inner` is the chain of the transform inside, if there is one; `length` counts the transforms. Two chains are equal if their
-    kinds and options are, exactly. The transform itself is referred to weakly: with the same function in
-    it, it need not be made again.
+    `inner` is the chain of the transform inside, if there is one; `length` counts the transforms. Two
+    chains are equal if their kinds and options are, exactly. The transform itself is referred to weakly:
+    with the same callable in it, it need not be made again.
 
     **Raises:** `TypeError` for an unhashable option.
     """
@@ -28,40 +28,43 @@ class Chain:
     def __init__(self, transform: Any, options: tuple[Any, ...], inner: "Chain | None"):
         self._key = type(transform), exact_key(options)
         self._hash = hash((self._key, inner))
+        self._transform = weakref.ref(transform)
         self.options = options
         self.inner = inner
         self.length: int = 1 if inner is None else 1 + inner.length
-        self.describes(transform)
+        object.__setattr__(transform, "_chain", self)
 
     def around(self, function: Any, make: Callable[[type, tuple[Any, ...], Any], Any]) -> Any:
-        """The transforms around a function. `make` takes the kind and options of one, and what it wraps."""
+        """The transforms around a callable.
+
+        `make` takes the kind and options of one, and what it wraps.
+        """
         levels: list[Chain] = []
         chain: Chain | None = self
         while chain is not None:
             levels.append(chain)
             chain = chain.inner
         for level in reversed(levels):
-            transform = level._transform()
-            if transform is None or transform.fun is not function:
-                transform = make(level._key[0], level.options, function)
-                level.describes(transform)
-            function = transform
+            before = level._transform()
+            if before is not None and before.fun is function:
+                function = before
+                continue
+            function = make(level._key[0], level.options, function)
+            object.__setattr__(function, "_chain", level)
+            if before is None:
+                level._transform = weakref.ref(function)
         return function
-
-    def describes(self, transform: Any) -> None:
-        """From now on this is the chain of a transform, and the transform that comes back."""
-        object.__setattr__(transform, "_chain", self)
-        self._transform = weakref.ref(transform)
 
     def __hash__(self) -> int:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
         one: Any = self
-        while one is not other:  # not by recursion: transforms may be nested deeply
-            if type(one) is not type(other) or one._hash != other._hash or one._key != other._key:
+        two: Any = other
+        while one is not two:  # not by recursion: transforms may be nested deeply
+            if type(one) is not type(two) or one._hash != two._hash or one._key != two._key:
                 return False
-            one, other = one.inner, other.inner
+            one, two = one.inner, two.inner
         return True
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ from .callables import carrier_of, restore
 from .contract import Contract
 from .rebuilding import rebuilding, subtree, with_writes
 from .running import Echo, Writes
-from .signature import ARGS, FN, KWARGS, Static
+from .signature import ARGS, FN, KWARGS, Static, carrier_place
 
 
 # Into live states -----------------------------------------------------------------------------------
@@ -99,8 +99,7 @@ def line_giving_back(call: Call, fn_code: str, written: int) -> str:
 def updated(call: Call, which: int | None, writes: Writes) -> Any:
     """A positional argument, or (`None`) the carrier of the callable, with the writes in it."""
     if which is None:
-        fn = _rebuilt(call, (FN,), call.fn, writes)
-        return restore(carrier_of(fn))
+        return restore(_rebuilt(call, carrier_place(call.fn), carrier_of(call.fn), writes))
     argument = call.args[which]
     if type(argument) is Static:
         return argument.value
@@ -125,8 +124,12 @@ def _repacked(call: Call, position: int, packed: Packed[Any], writes: Writes) ->
     return Packed(packed.form, tuple(leaves))
 
 
+def _argument_at(where: tuple[int, ...]) -> tuple[int, int | None]:
+    return (FN, None) if where[0] == FN else (where[0], where[1])
+
+
 def _rebuilt(call: Call, where: tuple[int, ...], tree: Any, writes: Writes) -> Any:
-    argument = (where[0], where[1] if len(where) > 1 else None)
+    argument = _argument_at(where)
     signature = call.signature
     mine = writes
     if signature.arguments_with_states != {argument}:
@@ -159,7 +162,7 @@ def _rebuilt_around_packed(call: Call, where: tuple[int, ...], tree: Any, mine: 
 
 def _rebuilt_slowly(call: Call, where: tuple[int, ...], subtree: Any, mine: Writes) -> Any:
     """For values whose structure changed, such as an empty state that was filled."""
-    argument = (where[0], where[1] if len(where) > 1 else None)
+    argument = _argument_at(where)
     indices = iter([i for i, a in enumerate(call.signature.argument_of_slot) if a == argument])
 
     def rebuilt(tree: Any) -> Any:

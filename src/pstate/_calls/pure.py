@@ -22,7 +22,7 @@ from .._trees.packed import Packed
 from .._trees.slots import root_name
 from ..filter import to_predicate
 from .call import Call
-from .callables import carrier_of
+from .callables import carrier_of, directly_bound
 from .code import as_code
 from .contract import Contract, carriers_of
 from .giving_back import line_giving_back, refuse_echo, updated
@@ -45,9 +45,8 @@ class Pure(Transform[P, R, C]):
         try:
             inner, argnums = self.fun, self.argnums
             is_transform = isinstance(inner, Transform)
-            if is_transform and args and self.writes is ... and argnums in (None, 0):
-                flat = args[0] if type(args[0]) is Packed else known(args[0])
-                found = None if flat is None else inner._call_flat(flat, args, kwargs)
+            if is_transform and self.writes is ...:
+                found = self._call_flat_of(inner, args, kwargs)
                 if found is not None:
                     return found
             call = inner._take_apart(args, kwargs) if is_transform else Call(inner, args, kwargs, True)
@@ -66,6 +65,24 @@ class Pure(Transform[P, R, C]):
         except BaseException as error:
             hide_own_frames(error)
             raise
+
+    def _call_flat_of(self, inner: Transform, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`(out, tree)` if the transform inside has a fast path for this call; else `None`."""
+        bound = directly_bound(inner.fun)
+        if bound is not None:
+            # A call after one that wrote may have to be warned of.
+            if self.argnums is not None or _WROTE in self.__dict__:
+                return None
+            carrier, tree = None, bound
+        elif args and self.argnums in (None, 0):
+            carrier, tree = 0, args[0]
+        else:
+            return None
+        flat = tree if type(tree) is Packed else known(tree)
+        found = None if flat is None else inner._call_flat(carrier, tree, flat, args, kwargs)
+        if found is not None and bound is not None and found[1] is not bound:
+            self.__dict__[_WROTE] = current_trace()
+        return found
 
     def lower(self, /, *args: Any, **kwargs: Any) -> Any:
         """The program of a call of `ps.pure(ps.jit(f))`, lowered; see `pstate.jit`.

@@ -72,6 +72,14 @@ def bare(argument: Any) -> Any:
     return argument.value if type(argument) is Static else argument
 
 
+def carrier_place(fn: Any) -> tuple[int, ...]:
+    """Where in a call the carrier of its callable is.
+
+    What a callable is around is its first child.
+    """
+    return FN, *[0] * carrier_depth(fn)
+
+
 class _Carrier:
     """What is known about a callable's carrier; `root` is `None` if it has none.
 

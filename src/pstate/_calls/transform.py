@@ -6,16 +6,15 @@ contract for this, or else into the live states that came in.
 """
 
 from collections.abc import Callable, Iterable
-from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, overload
 
 import jax.tree_util as jtu
 
 from .._ground.tracebacks import hide_own_frames
 from .call import Call
-from .callables import Method, Wrapper, anchor_of, as_tree, as_users, innermost
+from .callables import Method, Wrapper, anchor_of, as_tree, as_users, innermost, is_plain
 from .chains import Chain
-from .contract import Contract
+from .contract import Carrier, Contract
 from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
 from .notes import Note
@@ -49,13 +48,13 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
     # `__getattr__` would do for the latter, but it makes every attribute slower to read.
-    __slots__ = ("__dict__", "__weakref__", "_chain", "_memo", "_shown", "fun")
+    __slots__ = ("__dict__", "__weakref__", "_as_code", "_chain", "_memo", "fun")
 
     fun: Callable[..., Any]
     #: Its static part, once it is needed, if it is around a plain function.
     _chain: Chain | None
     #: The transform as code, once it is needed. A chain of transforms would be read many times.
-    _shown: str | None
+    _as_code: str | None
     #: What calls remember from one to the next.
     _memo: Any
     #: The names of the options.
@@ -77,7 +76,7 @@ class Transform(Wrapper, Generic[P, R, C]):
         _set(self, "fun", fun)
         _set(self, "_chain", None)
         _set(self, "_memo", None)
-        _set(self, "_shown", None)
+        _set(self, "_as_code", None)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
         anchor, own = anchor_of(fun), self.__dict__
@@ -118,10 +117,13 @@ class Transform(Wrapper, Generic[P, R, C]):
         """
         raise NotImplementedError
 
-    def _call_flat(self, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`(out, tree)` if there is a fast path for a call whose argument 0 is `flat`; else `None`.
+    def _call_flat(
+        self, carrier: Carrier, tree: Any, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """`(out, tree)` if there is a fast path for a call that gives back this tree; else `None`.
 
-        `flat` is packed, or what is remembered of a tree.
+        The tree is argument 0, or (`carrier` is `None`) the module that the callable is bound to. `flat`
+        is the tree if it is packed, or what is remembered of it.
         """
         return None
 
@@ -233,7 +235,7 @@ def _chain_of(transform: Any) -> Chain | None:
 
 def _flatten(transform: Any) -> tuple[tuple[Any, ...], Any]:
     function = innermost(transform)
-    if type(function) is FunctionType:
+    if is_plain(function):
         chain = _chain_of(transform)
         if chain is not None:
             # JAX hashes a structure by its nodes, without what is static in them. So the number of
@@ -251,9 +253,11 @@ def code_of(fn: Any) -> str:
     """A callable as code, `ps.vmap2(step)`."""
     if not isinstance(fn, Transform):
         return name_of(fn)
-    if fn._shown is None:
-        _set(fn, "_shown", name_of(fn) if _is_decorated(fn) else fn._code())
-    return fn._shown
+    code = fn._as_code
+    if code is None:
+        code = name_of(fn) if _is_decorated(fn) else fn._code()
+        _set(fn, "_as_code", code)
+    return code
 
 
 def _is_decorated(fn: Transform) -> bool:

@@ -13,7 +13,7 @@ import jax
 
 from .._calls.call import Call
 from .._calls.callables import anchor_of, anchors_of
-from .._calls.contract import Contract
+from .._calls.contract import Carrier, Contract
 from .._calls.giving_back import updated
 from .._calls.transform import Transform, code_of
 from .._calls.typed import C, P, R
@@ -21,7 +21,7 @@ from .._ground.exact import exact_key
 from .._states.threads import local
 from .cache import Programs
 from .capturing import Untraced
-from .flat_calls import FlatCalls, FlatProgram
+from .flat_calls import FlatCalls, FlatProgram, flat_calls_of
 from .recompilation import warn_of_recompilation
 
 
@@ -64,16 +64,27 @@ class Compiled(Transform[P, R, C]):
     #: Whether a call under a trace is inlined, and not a call of a compiled function in the trace.
     _is_inlined: ClassVar[bool] = True
 
-    def _call_flat(self, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _flat_calls(self, carrier: Carrier) -> FlatCalls:
+        """The flat calls of this transform, shared by all that are bound to a module in the same way."""
+        function, how = anchor_of(self.fun), type(self.fun)
+        fits = type(function) is types.FunctionType and self._is_direct
+        if not fits or (carrier is not None and how is not types.FunctionType):
+            return FlatCalls(False, self._is_inlined)
+        if carrier is not None:
+            return FlatCalls(True, self._is_inlined)
+        return flat_calls_of(function, (how, self._options_key()), self._is_inlined)
+
+    def _call_flat(
+        self, carrier: Carrier, tree: Any, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         calls = self._memo
         if calls is None:
-            direct = type(self.fun) is types.FunctionType and self._is_direct
-            calls = FlatCalls(direct, self._is_inlined)
+            calls = self._flat_calls(carrier)
             object.__setattr__(self, "_memo", calls)
         if not calls.fit:
             return None
-        fun = self.fun
-        found = calls.find(fun, flat, args, kwargs)
+        function = self.fun if carrier is not None else anchor_of(self.fun)
+        found = calls.find(function, flat, args if carrier is None else args[1:], kwargs)
         if found is None:
             return None
         program, others, key = found
@@ -81,10 +92,11 @@ class Compiled(Transform[P, R, C]):
 
             def make() -> FlatProgram:
                 call = self._take_apart(args, kwargs)
-                return FlatProgram(call, flat.statics[0], self._entry(call))
+                return FlatProgram(call, carrier, flat.statics[0], self._entry(call))
 
-            program = programs.get(fun, (FlatProgram, self._options_key(), *key), make)
-            calls.remember(fun, key, program)
+            how = FlatProgram, type(self.fun), self._options_key()
+            program = programs.get(function, (*how, *key), make)
+            calls.remember(function, key, program)
         if program.run is None or program.entry.uncompiled:
             program.compiled()
             return None
@@ -101,11 +113,11 @@ class Compiled(Transform[P, R, C]):
             local.flat = None
         plan = program.plan(note, len(flat.leaves))
         if plan is not None:
-            return plan.result(args[0], flat, arrays, operands)
+            return plan.result(tree, flat, arrays, operands)
         call = self._take_apart(args, kwargs)
-        self._refuse(call, note, Contract(call, (0,), ...))
+        self._refuse(call, note, Contract(call, (carrier,), ...))
         out, writes = note.result(arrays, operands)
-        return out, updated(call, 0, writes)
+        return out, updated(call, carrier, writes)
 
     def _entry(self, call: Call) -> Any:
         """The entry for calls of this structure, made if there is none."""

@@ -1,13 +1,13 @@
-"""The fast path through a compiled call: argument 0 is flat already, and comes back as it came.
+"""The fast path through a compiled call: the tree that it gives back is flat already.
 
-It is packed, or pstate gave it back and remembers how it is taken apart. Only the other arguments are
-taken apart, and one lookup picks the new leaves from those that came in and those that the compiled
-call returned.
+That tree is argument 0, or the module that the function is bound to. It is packed, or pstate gave it
+back and remembers how it is taken apart. Only the other arguments are taken apart, and one lookup picks
+the new leaves from those that came in and those that the compiled call returned.
 """
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ import jax.tree_util as jtu
 import numpy as np
 
 from .._calls.call import Call
+from .._calls.contract import Carrier
 from .._calls.notes import NEXT, Note
-from .._calls.rebuilding import rebuilding
-from .._calls.signature import ARGS, Signature
+from .._calls.rebuilding import rebuilding, subtree
+from .._calls.signature import ARGS, FN, Signature, carrier_place
 from .._ground.versions import is_eager, jit_is_disabled
 from .._states.state import make_frozen
 from .._states.threads import local
@@ -29,6 +30,7 @@ from .._trees.packed import Packed
 from .._trees.slots import LEAF
 from .._trees.structures import PerStructure
 from .bindings import bound_by
+from .own import own_of
 
 
 class _Structure:
@@ -59,19 +61,19 @@ class FlatCalls:
     def __init__(self, fit: bool, inlined: bool):
         self.fit = fit
         self.inlined = inlined
-        # One object, since threads share it.
+        # One object, since threads share it. It does not keep the function alive.
         self._last: tuple[Any, _Key, FlatProgram] | None = None
 
     def find(
-        self, function: Any, flat: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, function: Any, flat: Any, others: Sequence[Any], kwargs: dict[str, Any]
     ) -> "tuple[FlatProgram | None, Sequence[Any], _Key] | None":
         """The program of a call if it is the one that ran last; the leaves of other arguments; its key.
 
-        `None` for a call that takes the usual path.
+        `others` are the positional arguments without the tree. `None` for a call that takes the usual
+        path.
         """
         if local.threaded or local.watch is not None or jit_is_disabled():
             return None
-        others: Sequence[Any] = args[1:]
         structure: Any = len(others)
         concrete = not kwargs and _plain_arrays.issuperset(map(type, others))
         if not concrete:
@@ -104,24 +106,42 @@ class FlatCalls:
         self._last = bound_by(function), key, program
 
 
+def flat_calls_of(function: Any, key: Hashable, inlined: bool) -> FlatCalls:
+    """The flat calls of transforms that are bound to a module, and so made again for each module."""
+    known = own_of(function).flat_calls
+    found = known.get(key)
+    if found is None:
+        if len(known) >= _MAX_BOUND:
+            known.clear()
+        found = known.setdefault(key, FlatCalls(True, inlined))
+    return found
+
+
+#: How many ways to transform one function are remembered.
+_MAX_BOUND = 64
+
+
 def _is_concrete(x: Any) -> bool:
     """Whether this is an array and no tracer."""
     return type(x) in _plain_arrays or (isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer))
 
 
 class FlatProgram:
-    """A compiled function whose argument 0 is flat, and holds all states of the call.
+    """A compiled function of a flat tree, which holds all states of the call, and other arguments.
 
     `run` takes the operands of the compiled function. It is `None` if the call does not fit, and takes
     the usual path, as does the first call, which is traced.
     """
 
-    __slots__ = ("_fits", "_kinds", "_plans", "entry", "run", "signature")
+    __slots__ = ("_fits", "_kinds", "_plans", "_where", "entry", "run", "signature")
 
-    def __init__(self, call: Call, kinds: LeafKinds, entry: Any):
+    def __init__(self, call: Call, carrier: Carrier, kinds: LeafKinds, entry: Any):
         signature = call.signature
-        fits = signature.arguments_with_states <= {(ARGS, 0)} and not signature.has_carrier
+        bound = carrier is None
+        mine = {(FN, None) if bound else (ARGS, 0)}
+        fits = signature.arguments_with_states <= mine and signature.has_carrier == bound
         self._fits = fits and not call.aliases
+        self._where = carrier_place(call.fn) if bound else (ARGS, 0)
         self.run: Callable[..., Any] | None = None
         self.signature = signature
         self.entry = entry
@@ -147,7 +167,7 @@ class FlatProgram:
         if plan is ...:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[id(note)] = _plan(note, self.signature, n)
+            plan = self._plans[id(note)] = _plan(note, self.signature, self._where, n)
             self.run = self.entry.call  # what it is after its first run
         return plan
 
@@ -166,6 +186,7 @@ class _Plan:
 
     note: Note
     signature: Signature
+    where: tuple[int, ...]
     single: bool
     pick: Callable[[Sequence[Any]], tuple[Any, ...]] | None
     values: "tuple[_Value, ...]"
@@ -193,7 +214,7 @@ class _Plan:
         statics: Statics | None,
     ) -> Any:
         """The known tree with what was written. It is known too."""
-        how = rebuilding(self.signature, (ARGS, 0), tree, [value.index for value in self.values])
+        how = rebuilding(self.signature, self.where, tree, [value.index for value in self.values])
         outline = how.outline
         if known.outline is outline:
             items, inside = list(known.items), known.inside
@@ -222,11 +243,12 @@ class _Value:
         return self.treedef.unflatten(arrays[self.start : self.stop])
 
 
-def _plan(note: Note, signature: Signature, n: int) -> _Plan | None:
+def _plan(note: Note, signature: Signature, where: tuple[int, ...], n: int) -> _Plan | None:
     if note.echoed or note.edited or not n:
         return None
     n_out = note.out_leaves.count(NEXT)
     places = list(range(n))
+    _, first_leaf, _ = subtree(signature, where)
     values: list[_Value] = []
     first = n_out
     for index, treedef, count in note.writes:
@@ -234,12 +256,12 @@ def _plan(note: Note, signature: Signature, n: int) -> _Plan | None:
         same = slot.is_leaf if treedef is None else treedef == slot.treedef
         if not same:
             return None
-        start = slot.start - signature.n_fn
+        start = slot.start - first_leaf
         places[start : start + count] = range(n + first, n + first + count)
         values.append(_Value(index, treedef, first, first + count))
         first += count
     single = n_out == 1 and note.out_leaves == [NEXT] and note.out_treedef == LEAF
-    return _Plan(note, signature, single, _picking(places) if values else None, tuple(values))
+    return _Plan(note, signature, where, single, _picking(places) if values else None, tuple(values))
 
 
 def _picking(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

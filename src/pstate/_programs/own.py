@@ -15,15 +15,17 @@ _OWN = "__pstate_programs__"
 class Own:
     """What is kept on one function. Pickled or copied with it, it is empty.
 
-    `programs` has a table for each `Programs`; `bound` is the `Bindings` of the last call.
+    `programs` has a table for each `Programs`; `bound` is the `Bindings` of the last call; `flat_calls`
+    are those of its bound methods, by how these are transformed.
     """
 
-    __slots__ = ("__weakref__", "bound", "function", "programs")
+    __slots__ = ("__weakref__", "bound", "flat_calls", "function", "programs")
 
     def __init__(self, function: Any = None):
         self.function: Any = (lambda: None) if function is None else weakref.ref(function)
         self.programs: dict[int, Any] = {}
         self.bound: Any = None
+        self.flat_calls: dict[Any, Any] = {}
 
     def __reduce__(self) -> Any:
         return Own, ()

@@ -137,7 +137,17 @@ def test_nothing_is_kept():
     assert repr(treedef.unflatten([add])) == "ps.jit(ps.checkpoint(add))"
 
 
-@pytest.mark.parametrize("leaf", [0, (0, 1), object(), jnp.zeros(2), abs, jnp.tanh], ids=str)
+LEAVES = {
+    "number": 0,
+    "tuple": (0, 1),
+    "object": object(),
+    "array": jnp.zeros(2),
+    "built-in": abs,
+    "compiled": jnp.tanh,
+}
+
+
+@pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES)
 def test_any_leaf(leaf):
     """With anything else in the place of the function, the chain is the same node, as JAX requires."""
     made = chain(add)

@@ -1,4 +1,4 @@
-"""Transforms around a plain function, taken apart as one node."""
+"""Transforms around each other, taken apart and put together."""
 
 import copy
 import dataclasses
@@ -149,11 +149,24 @@ LEAVES = {
 
 @pytest.mark.parametrize("leaf", LEAVES.values(), ids=LEAVES)
 def test_any_leaf(leaf):
-    """With anything else in the place of the function, the chain is the same node, as JAX requires."""
+    """With anything else in the place of the function, the structure is the same, as JAX requires."""
     made = chain(add)
     other = structure(made).unflatten([leaf])
     assert jtu.tree_structure(other, is_leaf=lambda x: x is leaf) == structure(made)
     assert jtu.tree_map(lambda f, _: f, made, other, is_leaf=lambda x: x is leaf) is made
+
+
+@pytest.mark.parametrize("transform", [ps.pure, ps.checkpoint, lambda f: ps.jit(ps.checkpoint(f))])
+def test_another_transform_inside(transform):
+    """A transform put into the place of another one, or of the function."""
+    made, inner = ps.jit(ps.jit(add)), transform(add)
+    longer = eqx.tree_at(lambda made: made.fun.fun, made, inner)
+    shorter = eqx.tree_at(lambda made: made.fun, made, inner, is_leaf=lambda x: x is made.fun)
+    assert structure(shorter) == structure(ps.jit(transform(add)))
+    expected = ps.jit(ps.jit(transform(add)))
+    assert repr(longer) == repr(expected)
+    assert structure(longer) == structure(expected)
+    assert repr(put_together(made)) == repr(ps.jit(ps.jit(add)))
 
 
 def test_transforms_of_equinox():
@@ -174,8 +187,11 @@ def test_copies():
     assert jax.tree.map(lambda x: x, {"f": made})["f"] is made
 
 
-def test_a_transform_of_a_transform_of_a_module_is_no_chain():
-    """A callable that carries states is taken apart down to its arrays."""
+def test_a_callable_that_carries_states():
+    """It is taken apart down to its arrays, and a transform of other arrays is another transform."""
     made = ps.jit(ps.checkpoint(jtu.Partial(add, {"n": ps.State(2.0)})))
     paths = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(made)]
     assert paths == [".fun.fun.func", ".fun.fun.args[0]['n'].value"]
+    other = jtu.tree_map(lambda x: 2 * x if eqx.is_array(x) else x, made)
+    assert other is not made
+    assert [made.fun.fun.args[0]["n"].value, other.fun.fun.args[0]["n"].value] == [2, 4]

@@ -28,6 +28,7 @@ from jax.sharding import AxisType
 from jaxtyping import install_import_hook
 
 import pstate as ps
+from processes import environment
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,11 +53,11 @@ def example():
 @contextlib.contextmanager
 def started(folder: Path, *options: object) -> Iterator[subprocess.Popen[bytes]]:
     """The example's command with what it prints in files of a folder. No process of it is left over."""
-    names = ("XLA_FLAGS", "JAX_PLATFORMS")
-    env = {name: value for name, value in os.environ.items() if name not in names}
     command = [sys.executable, str(EXAMPLES / "data_parallel.py"), *map(str, options)]
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        worker = subprocess.Popen(command, stdout=out, stderr=err, env=env, start_new_session=True)
+        worker = subprocess.Popen(
+            command, stdout=out, stderr=err, env=environment(), start_new_session=True
+        )
         try:
             yield worker
         finally:

@@ -9,7 +9,7 @@ import sys
 
 
 if __name__ == "__main__":  # not where a test imports it, which has devices of its own
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

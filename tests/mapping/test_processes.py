@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 import pstate as ps
 from mapping.process_worker import step
+from processes import environment
 
 
 WORKER = Path(__file__).with_name("process_worker.py")
@@ -29,14 +29,13 @@ def free_port() -> int:
 
 def start(what: str) -> list[subprocess.Popen[str]]:
     port = str(free_port())
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return [
         subprocess.Popen(
             [sys.executable, str(WORKER), port, str(process), what],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=env,
+            env=environment(),
         )
         for process in range(2)
     ]

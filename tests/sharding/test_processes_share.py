@@ -1,7 +1,6 @@
 """Two processes on loopback that share a mesh of four devices, against one process with all four."""
 
 import ast
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import jax.random as jr
 import numpy as np
 
 import pstate as ps
+from processes import environment
 from sharding.devices import numbers
 from sharding.shard_worker import make, model, shared_step
 
@@ -24,10 +24,11 @@ def start() -> list[subprocess.Popen[str]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     command = [sys.executable, str(WORKER), port]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen([*command, str(process)], env=env, **pipes) for process in range(2)]
+    return [
+        subprocess.Popen([*command, str(process)], env=environment(), **pipes) for process in range(2)
+    ]
 
 
 def result(worker: subprocess.Popen[str]) -> dict[str, Any]:

@@ -158,16 +158,6 @@ def innermost(fn: Any) -> Any:
     return own[_INNERMOST]
 
 
-def is_plain(fn: Any) -> bool:
-    """Whether a callable is a leaf: it carries nothing.
-
-    So is whatever JAX or a user puts into the place of such a callable, as into that of any leaf.
-    """
-    if type(fn) is types.FunctionType:
-        return True
-    return is_leaf(fn) if callable(fn) else not isinstance(fn, Several)
-
-
 def carrier_of(fn: Any) -> Any:
     """The part of a callable that is threaded and given back, or `None`."""
     match fn:

@@ -12,13 +12,13 @@ import jax.tree_util as jtu
 
 from .._ground.tracebacks import hide_own_frames
 from .call import Call
-from .callables import Method, Wrapper, anchor_of, as_tree, as_users, innermost, is_plain
-from .chains import Chain
+from .callables import Method, Wrapper, anchor_of, as_tree, as_users
 from .contract import Carrier, Contract
 from .giving_back import line_giving_back, refuse_echo, write_back
 from .naming import name_of, signature
 from .notes import Note
 from .running import Run, Writes
+from .static_part import StaticPart
 from .typed import C, Instance, Out, P, Q, R
 
 
@@ -48,11 +48,11 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     # The dictionary is for `__module__` and `__qualname__`: no property can have these names. A
     # `__getattr__` would do for the latter, but it makes every attribute slower to read.
-    __slots__ = ("__dict__", "__weakref__", "_as_code", "_chain", "_memo", "fun")
+    __slots__ = ("__dict__", "__weakref__", "_as_code", "_memo", "_static_part", "fun")
 
     fun: Callable[..., Any]
-    #: Its static part, once it is needed, if it is around a plain function.
-    _chain: Chain | None
+    #: Its static part, once it is needed.
+    _static_part: StaticPart | None
     #: The transform as code, once it is needed. A chain of transforms would be read many times.
     _as_code: str | None
     #: What calls remember from one to the next.
@@ -74,8 +74,8 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     def _fill(self, fun: Any, options: Iterable[Any]) -> None:
         _set(self, "fun", fun)
-        _set(self, "_chain", None)
         _set(self, "_memo", None)
+        _set(self, "_static_part", None)
         _set(self, "_as_code", None)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
@@ -87,12 +87,21 @@ class Transform(Wrapper, Generic[P, R, C]):
 
     @classmethod
     def _unflatten(cls, static: Any, children: Iterable[Any]) -> Any:
-        fun, *_ = children
-        return static.around(fun, _make) if type(static) is Chain else _make(cls, static, fun)
+        (fun,) = children
+        return static.around(fun, cls._make) if type(static) is StaticPart else cls._make(static, fun)
+
+    @classmethod
+    def _make(cls, options: Iterable[Any], fun: Any) -> Any:
+        transform = object.__new__(cls)
+        transform._fill(fun, options)
+        return transform
+
+    def _set_static(self, static: StaticPart) -> None:
+        _set(self, "_static_part", static)
 
     def _of(self, fun: Any) -> Any:
         """The same transform, of another callable."""
-        return _make(type(self), _options_of(self), fun)
+        return self._make(_options_of(self), fun)
 
     # Calling ------------------------------------------------------------------------------------
 
@@ -205,48 +214,32 @@ def _class_name(transform: Any) -> str:
     return type(transform).__name__
 
 
-_FUN, _LENGTH = jtu.GetAttrKey("fun"), jtu.GetAttrKey("length")
-
-
-def _make(cls: Any, options: Iterable[Any], fun: Any) -> Any:
-    transform = object.__new__(cls)
-    transform._fill(fun, options)
-    return transform
+_FUN = jtu.GetAttrKey("fun")
 
 
 def _options_of(transform: Any) -> tuple[Any, ...]:
     return tuple([getattr(transform, name) for name in transform._static])
 
 
-def _chain_of(transform: Any) -> Chain | None:
-    """The chain of a transform around a plain function, unless it has an unhashable option."""
-    around: list[Any] = []
-    while isinstance(transform, Transform) and transform._chain is None:
-        around.append(transform)
-        transform = transform.fun
-    chain = transform._chain if isinstance(transform, Transform) else None
-    try:
-        for one in reversed(around):
-            chain = Chain(one, _options_of(one), chain)
-    except TypeError:
-        return None
-    return chain
+def _static_of(transform: Any) -> Any:
+    """The static part of a transform; its options as they are, if one is unhashable."""
+    static = transform._static_part
+    if static is None:
+        options = _options_of(transform)
+        try:
+            static = StaticPart(transform, options)
+        except TypeError:
+            return options
+        transform._set_static(static)
+    return static
 
 
-def _flatten(transform: Any) -> tuple[tuple[Any, ...], Any]:
-    function = innermost(transform)
-    if is_plain(function):
-        chain = _chain_of(transform)
-        if chain is not None:
-            # JAX hashes a structure by its nodes, without what is static in them. So the number of
-            # transforms is a node, an empty one.
-            return (function, (None,) * chain.length), chain
-    return (transform.fun,), _options_of(transform)
+def _flatten(transform: Any) -> tuple[tuple[Any], Any]:
+    return (transform.fun,), _static_of(transform)
 
 
 def _flatten_with_keys(transform: Any) -> tuple[Any, Any]:
-    (fun, *length), static = _flatten(transform)
-    return ((_FUN, fun), *((_LENGTH, n) for n in length)), static
+    return ((_FUN, transform.fun),), _static_of(transform)
 
 
 def code_of(fn: Any) -> str:

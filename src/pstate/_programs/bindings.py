@@ -206,6 +206,8 @@ def _own(function: Any) -> Iterator[Any]:
 
 def _held(function: Any) -> Iterator[Any]:
     """The objects that the closure and the defaults of a function hold."""
+    if isinstance(function, type):
+        return  # the class of functions has descriptors with these names
     for cell in getattr(function, "__closure__", None) or ():
         try:
             yield cell.cell_contents

@@ -125,6 +125,45 @@ def test_a_helper_whose_global_is_rebound(wrap, name):
             assert float(call(x).sum()) == 0.0
 
 
+class Slotted:
+    """A class with slots that have the names of what a function holds."""
+
+    __slots__ = ("__closure__", "__code__", "__defaults__", "__kwdefaults__", "__wrapped__")
+
+
+@pytest.mark.parametrize("wrap", [ps.jit, ps.vmap2], ids=["jit", "vmap2"])
+@pytest.mark.parametrize(
+    "cls", [types.FunctionType, types.MethodType, types.CodeType, ft.partial, property, Slotted]
+)
+@pytest.mark.parametrize("how", ["closure", "default", "global"])
+def test_names_of_classes(wrap, cls, how):
+    """A name may be bound to any class, that of functions too, whose attributes are descriptors."""
+    script = module(STEP)
+    if how == "closure":
+
+        def step(state, x):
+            assert not isinstance(x, cls)
+            state.value += x
+
+    elif how == "default":
+
+        def step(state, x, cls=cls):
+            assert not isinstance(x, cls)
+            state.value += x
+
+    else:
+        script.cls = cls
+        exec(
+            "def typed(state, x):\n    assert not isinstance(x, cls)\n    state.value += x", vars(script)
+        )
+        step = script.typed
+    state = ps.State(jnp.zeros(2))
+    axes = {} if wrap is ps.jit else {"state_in_axes": {0: ps.State}, "state_out_axes": {0: ps.State}}
+    for _ in range(2):
+        _, state = ps.pure(wrap(step, **axes))(state, jnp.ones(2))
+    assert state.value.tolist() == [2, 2]
+
+
 def test_a_function_that_wraps_itself():
     """A `__wrapped__` that leads back to the function ends."""
 

@@ -53,6 +53,38 @@ def _build(
     return Built(call, counters)
 
 
+def _build_method(job: Job, bind: Callable[[Any], Callable[..., Any]]) -> Built:
+    class Layer(eqx.Module):
+        param: ps.ParamState
+        counter: ps.ShortTermState
+
+    class Model(eqx.Module):
+        layers: list[Layer]
+
+        def __call__(self, x: Any) -> Any:
+            job.enter_body()
+            for layer in self.layers:
+                layer.counter.value += x
+                x = x + layer.param.value * layer.counter.value
+            return x
+
+        step = ps.jit(__call__)
+
+    model: Any = Model(
+        [
+            Layer(ps.ParamState(param), ps.ShortTermState(counter))
+            for param, counter in zip(job.params, job.counters, strict=True)
+        ]
+    )
+
+    def call() -> jax.Array:
+        nonlocal model
+        x, model = ps.pure(bind(model))(job.x)
+        return x
+
+    return Built(call, lambda: [layer.counter.value for layer in model.layers])
+
+
 def _build_loop(job: Job, scans: bool = False, anew: bool = False) -> Built:
     class Layer(eqx.Module):
         param: ps.ParamState
@@ -133,6 +165,8 @@ PSTATE = Contenders(
             "ps.pure(ps.jit(f)), packed",
             lambda job: _build(job, lambda f: ps.pure(ps.jit(f)), packed=True),
         ),
+        Contender("ps.pure(m.step), @ps.jit", lambda job: _build_method(job, lambda m: m.step)),
+        Contender("ps.pure(ps.jit(m))", lambda job: _build_method(job, ps.jit)),
         Contender("jax.jit(ps.pure(f))", lambda job: _build(job, lambda f: jax.jit(ps.pure(f)))),
     ),
     mapped=(

@@ -12,6 +12,7 @@ import jax.tree_util as jtu
 import pytest
 
 import pstate as ps
+from pstate._calls.signature import Signature
 
 
 class Held:
@@ -179,3 +180,28 @@ def test_forms_are_one_while_packed_trees_live():
     first = ps.pack(model(held))
     gc.collect()
     assert ps.pack(model(held)).form is first.form
+
+
+def test_what_a_collection_finds_in_use_is_kept(monkeypatch):
+    """A collection in the middle of a call does not make the next call work out the structure again."""
+    made: list[None] = []
+    init = Signature.__init__
+
+    def counting(self, *args):
+        made.append(None)
+        init(self, *args)
+
+    monkeypatch.setattr(Signature, "__init__", counting)
+
+    def step(model, x):
+        gc.collect()
+        model.count.value = model.count.value + x
+
+    held = Held()
+    tree, gone = model(held), weakref.ref(held)
+    for _ in range(3):
+        _, tree = ps.pure(step)(tree, ONE)
+    assert len(made) == 1
+    del held, tree
+    gc.collect()
+    assert gone() is None

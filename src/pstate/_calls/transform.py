@@ -24,6 +24,9 @@ from .typed import C, Instance, Out, P, Q, R
 
 _set = object.__setattr__
 
+#: What a transform tells of the function that it transforms.
+_TOLD = ("__module__", "__qualname__")
+
 
 class _OfWrapped:
     """An attribute that a transform takes from the callable that it wraps."""
@@ -79,8 +82,12 @@ class Transform(Wrapper, Generic[P, R, C]):
         _set(self, "_as_code", None)
         for name, option in zip(self._static, options, strict=True):
             _set(self, name, option)
-        anchor, own = anchor_of(fun), self.__dict__
-        for name in ("__module__", "__qualname__"):
+        own = self.__dict__
+        if isinstance(fun, Transform):
+            own.update({name: told for name, told in fun.__dict__.items() if name in _TOLD})
+            return
+        anchor = anchor_of(fun)
+        for name in _TOLD:
             told = getattr(anchor, name, None)
             if told is not None:
                 own[name] = told

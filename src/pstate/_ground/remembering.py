@@ -18,20 +18,28 @@ R = TypeVar("R")
 #: How many results are kept between two collections.
 _MAX_REMEMBERED = 4096
 
-_forget_all: list[Callable[[], None]] = []
+#: What to call when a full collection begins, and when it ends.
+_before: list[Callable[[], None]] = []
+_after: list[Callable[[], None]] = []
+
+
+def when_collecting(before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Call these when a full collection begins, and when it ends. They may run at any time."""
+    _before.append(before)
+    _after.append(after)
 
 
 def remembered(make: Callable[..., R]) -> Callable[..., R]:
     """`make`, called once for each hashable argument between two full collections."""
     table = ft.lru_cache(maxsize=_MAX_REMEMBERED)(make)
-    _forget_all.append(table.cache_clear)
+    _before.append(table.cache_clear)
     return table
 
 
 def _on_collection(phase: str, info: dict[str, Any]) -> None:
-    if phase == "start" and info["generation"] == 2:
-        for forget in _forget_all:
-            forget()
+    if info["generation"] == 2:
+        for call in _before if phase == "start" else _after:
+            call()
 
 
 gc.callbacks.append(_on_collection)

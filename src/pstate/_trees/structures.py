@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
 from .._ground.exact import Exact, exact_key
-from .._ground.remembering import remembered
+from .._ground.remembering import remembered, when_collecting
 
 
 R = TypeVar("R")
@@ -85,13 +85,17 @@ class PerStructure(Generic[R]):
     """One object for each structure, so that structures are compared by the identity of that object.
 
     `make` takes a structure, its key among equal structures, and a tree of that structure. An
-    object lives as long as something refers to it; between calls in a row it is cached.
+    object lives as long as something refers to it; between calls in a row it is cached. What a full
+    collection finds in use is kept until the next one begins: a call of a big tree is long enough for a
+    collection, and its structure would be worked out again for each call.
     """
 
     def __init__(self, make: Callable[[Any, Any, Any], R]):
         self._make = make
         self._alive: weakref.WeakValueDictionary[Any, R] = weakref.WeakValueDictionary()
         self._recent = remembered(_Equal)
+        self._in_use: list[R | None] = []
+        when_collecting(self._in_use.clear, self._keep)
 
     def __call__(self, treedef: Any, tree: Any) -> R:
         recent = self._recent(treedef)
@@ -104,6 +108,9 @@ class PerStructure(Generic[R]):
             recent.known.clear()
         recent.known[exact] = found
         return found
+
+    def _keep(self) -> None:
+        self._in_use.extend([alive() for alive in self._alive.valuerefs()])
 
     def _found(self, treedef: Any, exact: Any, tree: Any) -> R:
         found = self._alive.get((treedef, exact))

@@ -150,12 +150,12 @@ def innermost(fn: Any) -> Any:
     Each wrapper remembers it: a step of a call would otherwise walk the whole chain, and a call of
     many nested transforms takes many steps for each of them.
     """
-    if not isinstance(fn, Wrapper):
-        return fn
-    own = vars(fn)
-    if _INNERMOST not in own:
-        own[_INNERMOST] = innermost(fn.fun)
-    return own[_INNERMOST]
+    inner = fn
+    while isinstance(inner, Wrapper):  # not by recursion: a chain may be longer than Python's stack
+        inner = vars(inner).get(_INNERMOST, inner.fun)
+    if inner is not fn:
+        vars(fn)[_INNERMOST] = inner
+    return inner
 
 
 def carrier_of(fn: Any) -> Any:

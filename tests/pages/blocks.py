@@ -94,11 +94,19 @@ def examples(page: Path) -> Iterator[tuple[Block, str]]:
 
 def check(page: Path, having: Container[str] = ()) -> None:
     """Run the blocks of a page, those that need a library only if it is in `having`."""
+    with checked(page, having):
+        pass
+
+
+@contextlib.contextmanager
+def checked(page: Path, having: Container[str] = ()) -> Iterator[dict[str, Any]]:
+    """The same, with the names that the blocks define."""
     with namespace(page) as names:
         for block, text in examples(page):
             if not block.needs or block.needs in having:
                 result = run(block, names, page)
                 assert is_shown(result, text), f"{name_of(page)}:{block.start}: got\n{result}"
+        yield names
 
 
 @contextlib.contextmanager

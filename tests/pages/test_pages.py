@@ -26,18 +26,23 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 #: Pages of other libraries and whole programs, which take long.
 LONG = {"diffrax", "optax", "orbax", "habits_to_change", "coming_from_equinox_state"}
-LONG |= {name_of(page) for page in PAGES if page.parent.name == "recipes"}
+#: Pages that are run by `tests/recipes`, which goes on with what they define.
+RECIPES = {page for page in PAGES if page.parent.name == "recipes" and page.stem != "index"}
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.once] * (name_of(page) in LONG)) for page in PAGES],
+    [
+        pytest.param(page, marks=[pytest.mark.once] * (name_of(page) in LONG))
+        for page in PAGES
+        if page not in RECIPES
+    ],
     ids=name_of,
 )
 def test_blocks_do_what_the_page_shows(page: Path):
     """Every python block runs, and prints, raises or warns exactly as the page says.
 
-    Blocks that need other libraries run in `test_peers.py`.
+    Blocks that need other libraries run in `test_peers.py`, recipes in `tests/recipes`.
     """
     check(page)
 

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import pstate as ps
-from pages.blocks import examples, namespace, run
+from pages.blocks import checked
 from pages.repository import DOCS
 from recipes import twins
 
@@ -30,11 +30,8 @@ pytestmark = pytest.mark.once
 
 @contextlib.contextmanager
 def page(name: str) -> Iterator[SimpleNamespace]:
-    """What the blocks of a recipe define, after they have run."""
-    path = DOCS / "recipes" / f"{name}.md"
-    with namespace(path) as names:
-        for block, _ in examples(path):
-            run(block, names, path)
+    """What the blocks of a recipe define, after they have run and done what the page shows."""
+    with checked(DOCS / "recipes" / f"{name}.md") as names:
         yield SimpleNamespace(**names)
 
 

@@ -14,13 +14,22 @@ from job import FEW, Built, Contender, Contenders, Job, linears
 Pure = Callable[..., tuple[Any, Any]]
 
 
+class Layer(eqx.Module):
+    """A parameter and a counter."""
+
+    param: ps.ParamState
+    counter: ps.ShortTermState
+
+
+def layers_of(job: Job) -> list[Layer]:
+    """The layers of a job."""
+    pairs = zip(job.params, job.counters, strict=True)
+    return [Layer(ps.ParamState(param), ps.ShortTermState(counter)) for param, counter in pairs]
+
+
 def _build(
     job: Job, pure: Callable[[Callable[..., Any]], Pure], anew: bool = False, packed: bool = False
 ) -> Built:
-    class Layer(eqx.Module):
-        param: ps.ParamState
-        counter: ps.ShortTermState
-
     class Model(eqx.Module):
         layers: list[Layer]
 
@@ -31,12 +40,7 @@ def _build(
             x = x + layer.param.value * layer.counter.value
         return x
 
-    model = Model(
-        [
-            Layer(ps.ParamState(param), ps.ShortTermState(counter))
-            for param, counter in zip(job.params, job.counters, strict=True)
-        ]
-    )
+    model = Model(layers_of(job))
     run = pure(step)
     if packed:
         model = ps.pack(model)
@@ -54,10 +58,6 @@ def _build(
 
 
 def _build_method(job: Job, bind: Callable[[Any], Callable[..., Any]]) -> Built:
-    class Layer(eqx.Module):
-        param: ps.ParamState
-        counter: ps.ShortTermState
-
     class Model(eqx.Module):
         layers: list[Layer]
 
@@ -70,12 +70,7 @@ def _build_method(job: Job, bind: Callable[[Any], Callable[..., Any]]) -> Built:
 
         step = ps.jit(__call__)
 
-    model: Any = Model(
-        [
-            Layer(ps.ParamState(param), ps.ShortTermState(counter))
-            for param, counter in zip(job.params, job.counters, strict=True)
-        ]
-    )
+    model: Any = Model(layers_of(job))
 
     def call() -> jax.Array:
         nonlocal model
@@ -86,10 +81,6 @@ def _build_method(job: Job, bind: Callable[[Any], Callable[..., Any]]) -> Built:
 
 
 def _build_loop(job: Job, scans: bool = False, anew: bool = False) -> Built:
-    class Layer(eqx.Module):
-        param: ps.ParamState
-        counter: ps.ShortTermState
-
     class Model(eqx.Module):
         layers: list[Layer]
 
@@ -112,12 +103,7 @@ def _build_loop(job: Job, scans: bool = False, anew: bool = False) -> Built:
     def with_a_new_body(model: Any, xs: Any) -> Any:
         return ps.for_loop(ft.partial(lambda model, x: step(model, x), model), xs)
 
-    model = Model(
-        [
-            Layer(ps.ParamState(param), ps.ShortTermState(counter))
-            for param, counter in zip(job.params, job.counters, strict=True)
-        ]
-    )
+    model = Model(layers_of(job))
     loop: Any = scan if scans else with_a_new_body if anew else ps.for_loop
     run = ps.pure(loop)
 

@@ -9,9 +9,9 @@ import jax.tree_util as jtu
 import pytest
 
 import pstate as ps
-from laws.table import Case
+from laws.table import CASES, Case
 from laws.test_laws import CALLED_AGAIN, assert_same, every_case
-from pstate._calls.callables import carrier_of
+from pstate._calls.callables import Method, carrier_of, directly_bound, is_bound_method
 from pstate._trees.known import known
 
 
@@ -60,7 +60,7 @@ def test_remembered_is_what_flattening_gives(case: Case):
     args, kwargs = case.args(), case.kwargs()
     pure = case.pure()
     if carrier_of(pure.fun) is not None and case.argnums is None:
-        return
+        return  # below
     numbers = case.argnums if isinstance(case.argnums, tuple) else (case.argnums or 0,)
     for _ in range(3):
         found = _outcome(pure, args, kwargs)
@@ -83,3 +83,35 @@ def test_remembered_is_what_flattening_gives(case: Case):
             assert got == expected
             return
         assert_same(got, expected)
+
+
+def _bound_to(transform: Any, module: Any) -> Any:
+    """The same transform, of the same method of another module."""
+    fun = transform.fun
+    if isinstance(fun, Method):
+        return transform._of(Method(fun.function, module))
+    return transform._of(fun.__func__.__get__(module) if is_bound_method(fun) else module)
+
+
+def _directly_bound(case: Case) -> Any:
+    return directly_bound(getattr(case.make(), "fun", print))
+
+
+BOUND = [case for case in CASES if case.argnums is None and _directly_bound(case) is not None]
+
+
+@pytest.mark.parametrize("case", BOUND, ids=lambda case: case.name)
+def test_remembered_modules_are_what_flattening_gives(case: Case):
+    """A method of the module that the last call gave back, and one of a copy of it, do the same."""
+    transform = case.make()
+    module = directly_bound(transform.fun)
+    for _ in range(4):
+        found = _outcome(ps.pure(_bound_to(transform, module)), case.args(), case.kwargs())
+        copied = jtu.tree_map(lambda x: x, module)
+        expected = _outcome(ps.pure(_bound_to(transform, copied)), case.args(), case.kwargs())
+        if isinstance(expected[0], type):
+            assert found == expected
+            return
+        assert_same(found, expected)
+        module = found[1]
+    assert known(module) is not None

@@ -124,7 +124,7 @@ FAILING: dict[str, tuple[dict[str, Any], type, str]] = {
     "no such place": (
         {"state_in_axes": {0: "typo"}, "state_out_axes": {5: ps.HiddenState}},
         ps.BatchAxisError,
-        r"`net\.layers\[0\]\.h \(HiddenState\)` leaves along axis 5",
+        r"`net\.layers\[0\]\.h` \(HiddenState\) leaves along axis 5",
     ),
 }
 

@@ -74,8 +74,8 @@ def test_differing_values_declared_the_same(declared):
     if declared == "output":
         options["state_out_axes"] = {0: ps.State}
     mapped = ps.pmap2(body, in_axes=(None, 0), **options)
-    place = r"s(tate)? \(State\)" if declared == "state" else "out"
-    with pytest.raises(ps.BatchAxisError, match=rf"`{place}` says that it is the same in all lanes"):
+    place = r"`s(tate)?` \(State\)" if declared == "state" else "`out`"
+    with pytest.raises(ps.BatchAxisError, match=rf"{place} says that it is the same in all lanes"):
         ps.pure(mapped)(ps.State(0.0), jnp.arange(4.0))
 
 

@@ -142,5 +142,5 @@ def test_an_axis_that_a_value_cannot_have() -> None:
     """A lane's value without a place for the axis of its argument is refused by name."""
     keep = lambda model, x: setattr(model["hidden"], "value", x)
     run = ps.pure(ps.vmap2(keep, in_axes=(1, 0)))
-    with pytest.raises(ps.BatchAxisError, match=r"`model\['hidden'\] \(Hidden.*` leaves along axis 1"):
+    with pytest.raises(ps.BatchAxisError, match=r"`model\['hidden'\]` \(Hidden.*\) leaves along axis 1"):
         run(model(jnp.ones((2, 3))), XS)

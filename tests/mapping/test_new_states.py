@@ -90,7 +90,7 @@ def test_refused(new_states):
         def init_state(self, rng):
             self.s.value = rng.normal()
 
-    with pytest.raises(ps.BatchAxisError, match=r"`module\.s \(NonBatchState\)`"):
+    with pytest.raises(ps.BatchAxisError, match=r"`module\.s` \(NonBatchState\)"):
         new_states(Bad(), {"rng": ps.RandomState(0)}, axis_size=2)
 
 

@@ -181,7 +181,7 @@ def a_state_that_grows():
     assert ps.pure(fixed)(tree(XS), XS)[1]["s"].value.shape == (3,)
 
 
-@case(ps.BatchAxisError, "(State)` says that it is the same in all lanes, but the value differs")
+@case(ps.BatchAxisError, "` (State) says that it is the same in all lanes, but the value differs")
 def lanes_that_differ_in_a_state():
     text = yield lambda: ps.pure(shared(state_out_axes={None: ps.State}))(tree(), XS)
     code = text.split("with axis_name='batch' and ")[1][:-1]
@@ -200,7 +200,7 @@ def lanes_that_differ_in_an_output():
     yield lambda: ps.vmap2(lambda x: (x, x), out_axes=(0, None))(XS)
 
 
-@case(ps.BatchAxisError, "The kind of `out (NonBatchState)` says")
+@case(ps.BatchAxisError, "The kind of `out` (NonBatchState) says")
 def lanes_that_differ_in_a_state_that_is_never_batched():
     text = yield lambda: ps.vmap2(ps.NonBatchState)(XS)
     code = re.findall(r"ps\.State\(value\)", text)[0]

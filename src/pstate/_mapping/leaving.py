@@ -160,7 +160,7 @@ class Outputs:
         axes = iter(spread_out_axes(out, self._options.out_axes))
         candidates: list[Leaving] = []
         for key_path, item in jtu.tree_flatten_with_path(out, is_leaf=is_state)[0]:
-            place = to_place("out", key_path)
+            place = f"`{to_place('out', key_path)}`"
             if isinstance(item, State):
                 rule = self._match(to_path(key_path), item)
                 for leaf in jtu.tree_leaves(item):
@@ -180,7 +180,7 @@ class Outputs:
         if rule is not None:
             return by_rule(leaf, rule, place, kind_code(type(state)))
         if isinstance(state, NonBatchState):
-            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            same_by, fix = f"The kind of {place}", "Give it another kind, ps.State(value)."
             return Leaving(leaf, None, "NonBatchState", same_by, fix)
         return by_out_axes(leaf, axis, place)
 
@@ -203,7 +203,7 @@ class Outputs:
 
     def _state(self, index: int) -> Written:
         slot = self._signature.layout.slots[index]
-        place = f"{self._program.place(index)} ({slot.kind.__name__})"
+        place = f"`{self._program.place(index)}` ({slot.kind.__name__})"
         rule = self._match(self._signature.path(index), slot.state(self._leaves))
         soft = index not in self._run.writes
         if soft or (index in self._split and (rule is None or rule.is_none)):
@@ -229,7 +229,7 @@ class Outputs:
             self._check_shapes(slot, treedef, leaving, place, declared=False)
             return Written(index, treedef, leaving, reason)
         if issubclass(slot.kind, NonBatchState):
-            same_by, fix = f"The kind of `{place}`", "Give it another kind, ps.State(value)."
+            same_by, fix = f"The kind of {place}", "Give it another kind, ps.State(value)."
             leaving = [Leaving(leaf, None, "NonBatchState", same_by, fix) for leaf in leaves]
             return Written(index, treedef, leaving, "NonBatchState")
         if issubclass(slot.kind, SownState):
@@ -305,7 +305,7 @@ class Outputs:
                 fix = self._fix_of_shape(slot, given, old, shape)
                 self._refuse(
                     leaf,
-                    f"`{place}` came in along axis {given.axis} ({given.reason}) with shape "
+                    f"{place} came in along axis {given.axis} ({given.reason}) with shape "
                     f"{tuple(own)} in each lane, but was written with shape {shape}. {fix}",
                 )
 

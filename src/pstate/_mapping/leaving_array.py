@@ -30,7 +30,7 @@ class Leaving:
 def by_out_axes(leaf: Any, axis: int | None, place: str) -> Leaving:
     """An array of the output, by `out_axes`."""
     if axis is None:
-        same_by, fix = f"out_axes=None for `{place}`", "Give it an axis: out_axes=0."
+        same_by, fix = f"out_axes=None for {place}", "Give it an axis: out_axes=0."
         return Leaving(leaf, None, "out_axes=None", same_by, fix)
     return checked(leaf, axis, f"out_axes={axis}", place)
 
@@ -40,7 +40,7 @@ def by_rule(leaf: Any, rule: Rule, place: str, code: str) -> Leaving:
     if rule.reducer is not None:
         return Leaving(leaf, 0, f"state_out_axes={rule}", reducer=rule.reducer)
     if rule.axis is None:
-        same_by = f"state_out_axes={rule} for `{place}`"
+        same_by = f"state_out_axes={rule} for {place}"
         fix = f"Give it an axis: state_out_axes={{0: {code}}}."
         return Leaving(leaf, None, f"state_out_axes={rule}", same_by, fix)
     return checked(leaf, rule.axis, f"state_out_axes={rule}", place)
@@ -57,7 +57,7 @@ def checked(leaf: Any, axis: int | None, reason: str, place: str) -> Leaving:
         return Leaving(leaf, axis, reason)  # not an array, so it has no axis for lanes
     if axis is not None and not -len(shape) - 1 <= axis <= len(shape):
         raise BatchAxisError(
-            f"`{place}` leaves along axis {axis} ({reason}), but a lane's value has shape {shape}: "
+            f"{place} leaves along axis {axis} ({reason}), but a lane's value has shape {shape}: "
             "there is no such axis for the lanes. Choose one from "
             f"{-len(shape) - 1} to {len(shape)}, by state_out_axes for a state and by out_axes for an "
             "output."

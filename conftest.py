@@ -5,6 +5,7 @@ go into that. So the compiler's backend is told to optimise little, and what it 
 the end of the run. What the environment sets has precedence. All of this must be set before JAX starts.
 """
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -62,3 +63,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 def pytest_sessionfinish() -> None:
     if _FOLDER is not None:
         shutil.rmtree(_FOLDER, ignore_errors=True)
+
+
+def pytest_runtest_setup() -> None:
+    """Keep what earlier tests left out of the sight of the garbage collector.
+
+    JAX's check for leaks collects garbage after each trace, and would look through all of it each time.
+    """
+    gc.collect(1)
+    gc.freeze()

@@ -225,6 +225,7 @@ def test_killed_and_resumed_elsewhere(whole, tmp_path):
     assert "processes: 1, devices: 4, " in printed(tmp_path, "out")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_that_never_joins(process, tmp_path):
     """The one that waits for it says so in the time that it was given, and ends."""

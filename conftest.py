@@ -7,6 +7,7 @@ the end of the run. What the environment sets has precedence. All of this must b
 
 import gc
 import importlib.metadata
+import itertools
 import os
 import shutil
 import tempfile
@@ -65,10 +66,19 @@ def pytest_sessionfinish() -> None:
         shutil.rmtree(_FOLDER, ignore_errors=True)
 
 
+#: Tests between two collections of everything.
+_COLLECT_EVERY = 300
+_count = itertools.count()
+
+
 def pytest_runtest_setup() -> None:
     """Keep what earlier tests left out of the sight of the garbage collector.
 
     JAX's check for leaks collects garbage after each trace, and would look through all of it each time.
     """
-    gc.collect(1)
+    if next(_count) % _COLLECT_EVERY == 0:
+        gc.unfreeze()
+        gc.collect()
+    else:
+        gc.collect(1)
     gc.freeze()

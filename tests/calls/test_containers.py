@@ -1,5 +1,6 @@
 """Where a call has mutable containers, found without a walk through all of its nodes."""
 
+import collections
 import dataclasses
 import re
 from typing import Any
@@ -153,3 +154,29 @@ def test_the_tree_is_not_kept_alive():
         assert not level._trees
         queue += [inner for _, inner in level.containers]
     assert seen == 4
+
+
+class Settings(dict[str, Any]):
+    """A subclass that JAX does not take apart."""
+
+
+class Entries(list[Any]):
+    """The same of a list."""
+
+
+@pytest.mark.parametrize("made", [Settings(a=1.0), collections.Counter("aab"), Entries([1.0])], ids=repr)
+def test_a_subclass_that_is_a_leaf(made):
+    """A dict or list that JAX takes for a leaf is passed on as it is, in a field or as an argument."""
+
+    class Holder(eqx.Module):
+        count: ps.State
+        made: Any
+
+    def f(holder, other):
+        holder.count.value += len(holder.made) + len(other)
+        return holder.made is made, other is made
+
+    same, holder = ps.pure(f)(Holder(ps.State(0), made), made)
+    assert same == (True, True)
+    assert holder.made is made
+    assert holder.count.value == 2 * len(made)

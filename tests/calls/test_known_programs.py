@@ -301,8 +301,6 @@ def test_a_running_function_is_told_of_reads(transform):
         model.layers[0].count.value += x + out
 
     pure = ps.pure(transform(outer))
-    closed = model()
-    pure(model(), jnp.asarray(1.0))
     _, tree = remembered(WAYS["jit"])
     for one in (tree, copied(tree)):
         closed = one

@@ -125,10 +125,10 @@ def _fresh(way: Any) -> Any:
 @pytest.mark.parametrize("way", [*WAYS.values(), ps.jit(lambda model, x: x)], ids=[*WAYS, "read only"])
 def test_gone_with_the_tree(way):
     """What is remembered is freed as soon as the tree is, without the garbage collector."""
-    _, tree = remembered(way)
     gc.collect()
     gc.disable()
     try:
+        _, tree = remembered(way)
         key, module = id(tree), weakref.ref(tree)
         arrays = [weakref.ref(leaf) for leaf in jtu.tree_leaves(tree.layers) if eqx.is_array(leaf)]
         assert key in _table
@@ -144,11 +144,40 @@ def test_a_loop_remembers_one_tree():
     """Passing a tree on leaves nothing behind."""
     pure, tree = remembered(WAYS["jit"])
     gc.collect()
+    _, tree = pure(tree, jnp.asarray(1.0))
     size, arrays = len(_table), len(jax.live_arrays())
     for _ in range(50):
         _, tree = pure(tree, jnp.asarray(1.0))
     assert len(_table) <= size
     assert len(jax.live_arrays()) <= arrays + 1
+
+
+def test_a_tree_that_its_own_leaf_leads_back_to_is_freed():
+    """A tree that holds a method of its owner is a cycle, and the garbage collector finds it."""
+
+    class Trainer:
+        def __init__(self):
+            model = Logged(ps.ShortTermState(0.0), self.log)
+            for _ in range(2):
+                _, model = ps.pure(Logged.__call__)(model, 1.0)
+            self.model = model
+
+        def log(self, value):
+            return value
+
+    class Logged(eqx.Module):
+        count: ps.ShortTermState
+        log: Any
+
+        def __call__(self, x):
+            self.count.value += self.log(x)
+
+    trainer = Trainer()
+    assert id(trainer.model) in _table
+    gone = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("x", [np.float32(1), np.ones((), np.float32), jnp.ones(())], ids=str)

@@ -1,6 +1,7 @@
 """Compiled programs: when a body runs again, what is never stale, and how a program is looked at."""
 
 import contextlib
+import dataclasses
 import functools as ft
 import gc
 import math
@@ -176,6 +177,10 @@ def recorded(t, x):
         return live["s"].value * x
 
 
+def product(t, x):
+    return t["s"].value * x
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -183,9 +188,20 @@ def recorded(t, x):
         lambda t, x: eqx.combine(*eqx.partition(t, eqx.is_array))["s"].value * x,
         lambda t, x: ps.pure(lambda t, x: t["s"].value * x)(t, x)[0],
         lambda t, x: ps.vmap2(lambda t, x: t["s"].value * x, in_axes=None, axis_size=1)(t, x)[0],
+        lambda t, x: ps.jit(product)(t, x),
+        lambda t, x: ps.pure(ps.jit(product))(t, x)[0],
+        lambda t, x: ps.jit(product)(t=t, x=x),
+        lambda t, x: ps.jit(product)(ps.pack(t), x),
+        lambda t, x: ps.checkpoint(product)(t, x),
+        lambda t, x: ps.cond(True, product, product, t, x),
+        lambda t, x: ps.for_loop(ft.partial(product, t), x[None])[0],
+        lambda t, x: ps.grad(lambda x, t: product(t, x))(x, t) * x,
         recorded,
     ],
-    ids=["value", "partition", "pure", "vmap2", "record"],
+    ids=[
+        *("value", "partition", "pure", "vmap2", "jit", "pure jit", "keyword", "pack"),
+        *("checkpoint", "cond", "for_loop", "grad", "record"),
+    ],
 )
 def test_captured_states_warn_and_are_never_stale(read, monkeypatch):
     """A state that is not an argument makes the mapping run uncompiled, with one warning."""
@@ -197,6 +213,16 @@ def test_captured_states_warn_and_are_never_stale(read, monkeypatch):
         monkeypatch.setitem(HOLDER, "tree", {"s": ps.State(3.0)})
         same(mapped(XS), 3 * XS)
     assert [w.category for w in caught] == [ps.CapturedStateWarning]
+
+
+def test_a_captured_packed_tree_warns_and_is_never_stale(monkeypatch):
+    """A packed tree that is not an argument is captured like the tree itself."""
+    mapped = ps.vmap2(lambda x: ps.jit(product)(HOLDER["tree"], x))
+    monkeypatch.setitem(HOLDER, "tree", ps.pack({"s": ps.State(2.0)}))
+    with pytest.warns(ps.CapturedStateWarning, match=r"reads the state `State\(f32\[\]\)`"):
+        same(mapped(XS), 2 * XS)
+    monkeypatch.setitem(HOLDER, "tree", ps.pack({"s": ps.State(3.0)}))
+    same(mapped(XS), 3 * XS)
 
 
 def test_what_is_no_capture():
@@ -354,3 +380,24 @@ def test_looking_at_a_mapping_that_captures_a_state(look):
     argument = mapped.get_arg_cache_key(XS) if look == "get_jaxpr_by_cache" else XS
     with pytest.raises(ps.CapturedStateError):
         getattr(mapped, look)(argument)
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Settings:
+    """Static, and known by its value; which may be edited all the same."""
+
+    factor: float
+
+
+@pytest.mark.parametrize("limit", [256, 2])
+def test_an_edited_static_leaf_poisons_nothing(limit, monkeypatch):
+    """The programs of other values are made and found, also when the oldest have to go."""
+    monkeypatch.setattr("pstate._programs.cache.MAX_PROGRAMS", limit)
+    step = ps.pure(ps.jit(lambda tree, x: x * tree["settings"].factor))
+    tree = lambda factor: {"settings": Settings(factor), "s": ps.State(0.0)}
+    edited = tree(1.0)
+    same(step(edited, XS)[0], XS)
+    edited["settings"].factor = 10.0
+    same(step(edited, XS)[0], 10 * XS)
+    for factor in (2.0, 3.0, 4.0, 2.0):
+        same(step(tree(factor), XS)[0], factor * XS)

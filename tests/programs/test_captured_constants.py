@@ -39,12 +39,46 @@ def updated_and_run(tree: Any, x: Any) -> Any:
     return ps.pure(read)(tree, x)[0]
 
 
+def written_and_compiled(tree: Any, x: Any) -> Any:
+    tree["h"].value = ONES
+    return ps.jit(read)(tree, x)
+
+
+def made_and_compiled(tree: Any, x: Any) -> Any:
+    return ps.jit(read)({"h": ps.State(ONES)}, x)
+
+
+def packed_and_compiled(tree: Any, x: Any) -> Any:
+    return ps.jit(read)(ps.pack({"h": ps.State(ONES)}), x)
+
+
+def made_and_recomputed(tree: Any, x: Any) -> Any:
+    return ps.checkpoint(read)({"h": ps.State(ONES)}, x)
+
+
+def made_for_a_branch(tree: Any, x: Any) -> Any:
+    return ps.cond(x > 0, read, read, {"h": ps.State(ONES)}, x)
+
+
+def beside_a_captured_state(tree: Any, x: Any) -> Any:
+    return ps.jit(lambda own, other, x: read(own, x))({"h": ps.State(ONES)}, OTHER, x)
+
+
+#: A tree that is passed on, and in which nothing is read.
+OTHER = {"h": ps.State(2 * ONES)}
+
 MADE_INSIDE = [
     written_and_run,
     written_and_run_twice,
     written_and_mapped,
     made_and_mapped,
     updated_and_run,
+    written_and_compiled,
+    made_and_compiled,
+    packed_and_compiled,
+    made_and_recomputed,
+    made_for_a_branch,
+    beside_a_captured_state,
 ]
 
 

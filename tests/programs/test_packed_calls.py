@@ -283,8 +283,8 @@ def test_contracts_and_argnums():
     packed = ps.pack({"p": ps.ParamState(x), "s": ps.State(x)})
     ps.pure(ps.jit(add))(packed, x)
     message = (
-        r"^`tree\['s'\]` \(State\) was written, which the contract writes=OfType\(ParamState\) does not "
-        r"allow\. Allow it, writes=ps\.State, or do not write it\.$"
+        r"^`tree\['s'\]` \(State\) was written, but writes=ps\.ParamState does not allow it\. "
+        r"Allow it too, writes=\(ps\.ParamState, ps\.State\), or do not write it\.$"
     )
     with pytest.raises(ps.FrozenStateError, match=message):
         ps.pure(ps.jit(add), writes=ps.ParamState)(packed, x)

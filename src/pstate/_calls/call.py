@@ -7,20 +7,20 @@ and give back the result (`giving_back.py`).
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.core
 
 from .._ground.errors import StateError
-from .._states.threads import local
+from .._states.threads import Watch, local, watch_read
 from .._trees.aliases import find_aliases, is_live
 from .._trees.flattening import collect
 from .._trees.guard import Guard
 from .._trees.known import Known, Lent, known
 from .._trees.leaves import LeafKinds, kinds_of
-from .._trees.packed import find_aliases_of_packed, met_in, spread
+from .._trees.packed import Packed, find_aliases_of_packed, met_in, owners, spread
 from .._trees.slots import states_of
 from .naming import Names, names_of
 from .signature import Signature, signature_of, signature_of_known
@@ -92,6 +92,20 @@ class Call:
                 states = states_of((self.fn, self.args, self.kwargs))
             self._states = states
         return states
+
+    def watch_reads(self, indices: Iterable[int], watch: Watch) -> None:
+        """Tell a body that is being compiled that the states at these indices were read for it."""
+        owned = owners(self._met()) if self.has_packed else self.states
+        for index in indices:
+            owner = owned[index]
+            cell = owner._cell
+            if cell is not None and cell.recording.watch is watch:
+                continue  # it came in through the arguments of the body
+            value = self.signature.layout.slots[index].value(self.leaves)
+            if type(owner) is not Packed:
+                watch_read(owner, value)
+            elif owner not in watch.born:
+                watch_read(self.state(index), value)
 
     def _met(self) -> list[Any]:
         """The states and packed trees that came in."""

@@ -7,21 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from .._states.messages import kind_code
-from ..filter import All, Any as AnyOf, Not, OfType
+from .._trees.filter_code import filter_code, is_filter
 from .naming import name_of
-
-
-def _filter_code(value: Any) -> str:
-    match value:
-        case OfType():
-            return f"OfType({as_code(value.type)})"
-        case AnyOf() | All():
-            return f"{type(value).__name__}({', '.join(map(as_code, value.filters))})"
-        case Not():
-            return f"Not({as_code(value.filter)})"
-        case _:
-            return repr(value)
 
 
 def as_code(value: Any) -> str:
@@ -38,10 +25,8 @@ def as_code(value: Any) -> str:
         return f"P({', '.join(map(repr, value))})"  # the same in all versions of JAX
     if isinstance(value, Mesh | AbstractMesh):
         return "mesh"
-    if isinstance(value, type):
-        return kind_code(value)
-    if type(value).__module__ == OfType.__module__:
-        return f"ps.filter.{_filter_code(value)}"
+    if isinstance(value, type) or is_filter(value):
+        return filter_code(value)
     if isinstance(value, ft.partial):
         kwargs = [f"{name}={as_code(v)}" for name, v in value.keywords.items()]
         return f"ft.partial({', '.join([as_code(value.func), *map(as_code, value.args), *kwargs])})"

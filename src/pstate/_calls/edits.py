@@ -127,10 +127,11 @@ def _contents(node: Any) -> Any:
     """The contents of a mutable node; `None` for any other."""
     if type(node) is list:
         return list(node)
-    if isinstance(node, dict):
+    if type(node) is dict:
         return dict(node)
-    if isinstance(node, list):
-        return list(node)
+    if isinstance(node, dict | list):
+        # JAX takes a subclass apart only if it was told how. A leaf belongs to whoever made it.
+        return None if _is_leaf(node) else dict(node) if isinstance(node, dict) else list(node)
     if isinstance(node, _IMMUTABLE) or not hasattr(node, "__dict__"):
         return None
     params = getattr(type(node), "__dataclass_params__", None)

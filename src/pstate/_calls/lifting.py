@@ -37,6 +37,8 @@ class Lifted(Transform[P, R, C]):
         finally:
             local.call = outer
         self._refuse(call, note, contract)
+        if local.watch is not None:
+            call.watch_reads(note.reads | writes.keys(), local.watch)
         _settle(call, note.reads, writes)
         return out, writes
 

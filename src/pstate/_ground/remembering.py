@@ -23,10 +23,11 @@ _before: list[Callable[[], None]] = []
 _after: list[Callable[[], None]] = []
 
 
-def when_collecting(before: Callable[[], None], after: Callable[[], None]) -> None:
+def when_collecting(before: Callable[[], None], after: Callable[[], None] | None = None) -> None:
     """Call these when a full collection begins, and when it ends. They may run at any time."""
     _before.append(before)
-    _after.append(after)
+    if after is not None:
+        _after.append(after)
 
 
 def remembered(make: Callable[..., R]) -> Callable[..., R]:

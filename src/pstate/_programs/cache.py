@@ -11,7 +11,6 @@ Programs hold their anchor weakly, and the table holds the anchor weakly: both a
 import threading
 import types
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
@@ -30,7 +29,7 @@ class Programs:
 
     def __init__(self):
         # By identity, since callables that are equal need not compute the same.
-        self._others: dict[int, tuple[Callable[[], Any], OrderedDict[Any, Any]]] = {}
+        self._others: dict[int, tuple[Callable[[], Any], dict[Any, Any]]] = {}
         self._lock = threading.Lock()
 
     def get(
@@ -54,7 +53,7 @@ class Programs:
         with self._lock:
             programs = self._of(anchor)
             if len(programs) >= MAX_PROGRAMS:
-                programs.popitem(last=False)
+                _drop_oldest(programs)
             # The bound objects are kept alive, so that no other object gets their identity; but not the
             # function itself, which another function may be bound to.
             kept = tuple(x for x in kept if x is not anchor)
@@ -63,16 +62,25 @@ class Programs:
     def keys(self, anchor: Any) -> list[Any]:
         """The keys of the programs that a function has."""
         with self._lock:
-            return [key for key, _ in self._of(anchor)]
+            return [key for key, _ in self._of(anchor)]  # hashes none: an object in one may be edited
 
-    def _of(self, anchor: Any) -> OrderedDict[Any, Any]:
+    def _of(self, anchor: Any) -> dict[Any, Any]:
         if isinstance(anchor, types.FunctionType):
             programs = own_of(anchor).programs
-            return programs.get(id(self)) or programs.setdefault(id(self), OrderedDict())
+            return programs.get(id(self)) or programs.setdefault(id(self), {})
         found = self._others.get(id(anchor))
         if found is None or found[0]() is not anchor:
-            found = self._others[id(anchor)] = (_reference(anchor, self._others), OrderedDict())
+            found = self._others[id(anchor)] = (_reference(anchor, self._others), {})
         return found[1]
+
+
+def _drop_oldest(programs: dict[Any, Any]) -> None:
+    oldest = next(iter(programs))
+    if programs.pop(oldest, None) is None:
+        # An object in the key was edited, and has another hash now.
+        others = list(programs.items())[1:]
+        programs.clear()
+        programs.update(others)
 
 
 def _reference(anchor: Any, table: dict[int, Any]) -> Callable[[], Any]:

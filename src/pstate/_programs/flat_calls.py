@@ -167,7 +167,7 @@ class FlatProgram:
         if plan is ...:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[id(note)] = _plan(note, self.signature, self._where, n)
+            plan = self._plans[id(note)] = _plan(note, self.signature, self._where, n, self._kinds)
             self.run = self.entry.call  # what it is after its first run
         return plan
 
@@ -181,7 +181,7 @@ class _Plan:
     """How the new leaves are picked from the old ones and the arrays. Keeps its note alive.
 
     `values` has, for each written state, its slot and where its arrays are, after `n_out` arrays of
-    the output.
+    the output. `same_statics` says that no array takes the place of a static leaf.
     """
 
     note: Note
@@ -190,6 +190,7 @@ class _Plan:
     single: bool
     pick: Callable[[Sequence[Any]], tuple[Any, ...]] | None
     values: "tuple[_Value, ...]"
+    same_statics: bool
 
     def result(
         self, tree: Any, flat: Any, arrays: Sequence[Any], operands: Sequence[Any]
@@ -200,20 +201,17 @@ class _Plan:
             return out, tree
         leaves = self.pick((*flat.leaves, *arrays))
         # Under a trace the new arrays may be tracers.
-        statics = flat._statics if _is_concrete(arrays[-1]) else None
+        concrete = not arrays or _is_concrete(arrays[-1])
+        statics = flat._statics if concrete and self.same_statics else None
         if type(flat) is Packed:
             return out, Packed(flat.form, leaves, statics)
-        return out, self._tree(tree, flat, arrays, leaves, statics)
+        built, *parts = self._tree(tree, flat, arrays)
+        if concrete:
+            remember(built, flat.form, leaves, *parts, statics)
+        return out, built
 
-    def _tree(
-        self,
-        tree: Any,
-        known: Known,
-        arrays: Sequence[Any],
-        leaves: tuple[Any, ...],
-        statics: Statics | None,
-    ) -> Any:
-        """The known tree with what was written. It is known too."""
+    def _tree(self, tree: Any, known: Known, arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The known tree with what was written; and its outline, and what is remembered with that."""
         how = rebuilding(self.signature, self.where, tree, [value.index for value in self.values])
         outline = how.outline
         if known.outline is outline:
@@ -225,9 +223,7 @@ class _Plan:
             new = arrays[value.start] if value.treedef is None else value.of(arrays)
             items[place] = make_frozen(slot.kind, slot.tag, new)
         built, made = outline.build(items)
-        if statics is not None:
-            remember(built, known.form, leaves, outline, items, made, inside, statics)
-        return built
+        return built, outline, items, made, inside
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -243,7 +239,9 @@ class _Value:
         return self.treedef.unflatten(arrays[self.start : self.stop])
 
 
-def _plan(note: Note, signature: Signature, where: tuple[int, ...], n: int) -> _Plan | None:
+def _plan(
+    note: Note, signature: Signature, where: tuple[int, ...], n: int, kinds: LeafKinds | None
+) -> _Plan | None:
     if note.echoed or note.edited or not n:
         return None
     n_out = note.out_leaves.count(NEXT)
@@ -261,7 +259,9 @@ def _plan(note: Note, signature: Signature, where: tuple[int, ...], n: int) -> _
         values.append(_Value(index, treedef, first, first + count))
         first += count
     single = n_out == 1 and note.out_leaves == [NEXT] and note.out_treedef == LEAF
-    return _Plan(note, signature, where, single, _picking(places) if values else None, tuple(values))
+    same_statics = kinds is None or all(places[i] == i for i in kinds.statics)
+    pick = _picking(places) if values else None
+    return _Plan(note, signature, where, single, pick, tuple(values), same_statics)
 
 
 def _picking(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

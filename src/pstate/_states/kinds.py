@@ -41,7 +41,7 @@ class BatchState(LongTermState[V]):
 
 @public
 class NonBatchState(State[V]):
-    """A state that mappings never batch: it is the same in all lanes."""
+    """A state that all lanes of a mapping share, unless a filter says otherwise."""
 
     __slots__ = ()
 

@@ -7,10 +7,10 @@ from .._ground.errors import AliasedStateError, FrozenStateError
 from .._ground.paths import Path
 from .._ground.typing import Filter
 from .._states.cell import Cell
-from .._states.messages import kind_code
 from .._states.state import State
 from ..filter import to_predicate
 from .aliases import alias_message
+from .filter_code import filter_code, literal, with_kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Guard:
         if self.writes is ...:
             return
         if not to_predicate(self.writes)(self.path_of(index), self.state_of(index)):
-            kind = type(self.state_of(index)).__name__
+            kind, writes = type(self.state_of(index)), literal(to_predicate(self.writes))
             raise FrozenStateError(
-                f"`{self.place_of(index)}` ({kind}) was written, which the contract "
-                f"writes={to_predicate(self.writes)!r} does not allow. Allow it, "
-                f"writes={kind_code(type(self.state_of(index)))}, or do not write it."
+                f"`{self.place_of(index)}` ({kind.__name__}) was written, but "
+                f"writes={filter_code(writes)} does not allow it. Allow it too, "
+                f"writes={with_kind(writes, kind)}, or do not write it."
             )

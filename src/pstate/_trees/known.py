@@ -4,6 +4,9 @@ Equinox takes a module apart in Python, at about a microsecond per module. A mod
 is everything in it but lists and dicts; so what a call has put together, the next call need not take
 apart. What is remembered is known by the identity of the tree, and is gone with the tree. Whether its
 lists and dicts still hold what they held is checked each time.
+
+A leaf may lead back to the tree, such as a method of an object that holds it. So all is forgotten when
+Python begins a full garbage collection.
 """
 
 import weakref
@@ -13,6 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax.tree_util as jtu
 
+from .._ground.remembering import when_collecting
 from .forms import Form, Statics, are_settled, statics_of
 from .outlines import Contents, Outline, contents_of, hold_the_same
 
@@ -49,6 +53,7 @@ class Known(weakref.ref[Any]):
 
 
 _table: dict[int, Known] = {}
+when_collecting(_table.clear)
 
 
 def _forget(known: Known) -> None:

@@ -34,7 +34,7 @@ class Packed(Generic[T]):
     When a call collects states, it stands for all states of the tree, which are frozen.
     """
 
-    __slots__ = ("_statics", "form", "leaves")
+    __slots__ = ("__weakref__", "_statics", "form", "leaves")
 
     _cell = None
     _child = ()
@@ -48,6 +48,8 @@ class Packed(Generic[T]):
         _set_form(self, form)
         _set_leaves(self, leaves)
         _set_statics(self, statics)
+        if local.watch is not None:
+            local.watch.born.add(self)
 
     @property
     def statics(self) -> Statics:
@@ -154,6 +156,8 @@ def pack(tree: Any) -> Any:
     """
     if isinstance(tree, Packed):
         return tree
+    if local.watch is not None:
+        jtu.tree_leaves(tree)  # which is told to the body that is being compiled
     tree = freeze(tree)
     leaves, treedef, _ = collect(tree)
     aliases = find_aliases(states_of(tree))
@@ -182,6 +186,11 @@ def find_aliases_of_packed(collected: Sequence[Any]) -> tuple[tuple[int, int], .
 def spread(collected: Iterable[Any]) -> list[Any]:
     """The states of a call, with those of packed trees one by one."""
     return [s for x in collected for s in (x.form.placeholders if type(x) is Packed else (x,))]
+
+
+def owners(collected: Iterable[Any]) -> list[Any]:
+    """For each state of a call the state itself, or the packed tree that it stands in."""
+    return [x for x in collected for _ in range(len(x.form.placeholders) if type(x) is Packed else 1)]
 
 
 def met_in(tree: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """Values that no rule of `jax.vmap` tells from others, and that differ between shards all the same."""
 
+import functools as ft
 import itertools
 from typing import Any
 
@@ -129,3 +130,38 @@ def test_a_checked_value_stays_the_same():
         return eqx.error_if(mean, lax.pmax(x.max(), "data") < 0, "all negative")
 
     assert ps.shard_map2(f, mesh=mesh(4), in_specs=P("data"), out_specs=P())(jnp.arange(8.0)) == 3.5
+
+
+def _layer(model: Any, x: Any) -> Any:
+    model["calls"].value += 1
+    return jnp.sum(jnp.sin(model["w"].value * x))
+
+
+def _recomputed(model: Any, xs: Any) -> Any:
+    return ps.checkpoint(_layer)(model, xs)
+
+
+def _with_checkpoints(model: Any, xs: Any) -> Any:
+    return jnp.sum(ps.for_loop(ft.partial(_layer, model), xs, checkpoints=1))
+
+
+def _of_recomputed(model: Any, xs: Any) -> Any:
+    return jnp.sum(ps.for_loop(ft.partial(ps.checkpoint(_layer), model), xs))
+
+
+def _in_chunks(model: Any, xs: Any) -> Any:
+    return jnp.sum(ps.vmap2(_layer, in_axes=(None, 0), chunk_size=1)(model, xs))
+
+
+@pytest.mark.parametrize("loss", [_recomputed, _with_checkpoints, _of_recomputed, _in_chunks])
+def test_a_count_stays_the_same_where_losses_are_recomputed(loss: Any):
+    """The same in all shards is what a rematerialised body writes from what they share."""
+
+    def gradient(model: Any, xs: Any) -> Any:
+        return lax.pmean(ps.grad(loss)(model, xs)["w"].value, "data")
+
+    step = ps.shard_map2(gradient, mesh=mesh(4), in_specs=(P(), P("data")), out_specs=P())
+    model, xs = {"w": ps.ParamState(2.0), "calls": ps.State(0)}, jnp.arange(8.0)
+    found, after = ps.pure(step)(model, xs)
+    np.testing.assert_allclose(found, np.sum(xs * np.cos(2.0 * xs)) / 4, rtol=1e-5)
+    assert after["calls"].value == (2 if loss in (_with_checkpoints, _of_recomputed) else 1)

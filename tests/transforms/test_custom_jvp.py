@@ -211,6 +211,61 @@ def test_a_tangent_that_would_be_lost() -> None:
     assert ps.pure(ps.grad(loss(told), argnums=1))(ps.State(0.0), 1.0)[0] == 5
 
 
+def of_container(tangents: Any, more: Any = ()) -> Any:
+    """The derivative by `x` of a part of a written container, by a rule that returns `tangents`."""
+
+    def function(state: Any, x: Any) -> Any:
+        old = state.value
+        state.value = {**old, "a": old["a"] * x, "b": old["b"] * x * 10, "k": old["k"] + 1}
+        return x
+
+    f = ps.custom_jvp(function)
+
+    @f.defjvp
+    def rule(primals: Any, tangents_in: Any) -> Any:
+        (state, x), (_, dx) = primals, tangents_in
+        old = state.value
+        out = function(state, x)
+        return out, dx, (tangents(old["a"] * dx, old["b"] * dx * 10), None)
+
+    def loss(state: Any, x: Any) -> Any:
+        f(state, x)
+        return state.value["b"]
+
+    value = {"a": jnp.asarray(1.0), "b": jnp.asarray(3.0), "k": jnp.asarray(0), **dict(more)}
+    return ps.pure(ps.grad(loss, argnums=1))(ps.State(value), 5.0)[0]
+
+
+@pytest.mark.parametrize(
+    ("tangents", "more"),
+    [
+        (lambda a, b: ps.State({"a": a, "b": b, "k": None}), {}),
+        (lambda a, b: ps.State({"a": None, "b": b, "k": None}), {}),
+        (lambda a, b: ps.State({"a": a, "b": b, "k": None, "z": None}), {"z": None}),
+    ],
+    ids=["whole", "None for one", "a None in the value"],
+)
+def test_the_tangents_of_a_container(tangents: Any, more: Any) -> None:
+    """Tangents of a written container are found by their places in it."""
+    assert of_container(tangents, more) == 30
+    assert of_container(lambda a, b: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("tangents", "message"),
+    [
+        (lambda a, b: ps.State({"a": a, "b": b}), "another structure than the value of `state`"),
+        (lambda a, b: ps.State({"x": b, "y": a, "z": None}), "another structure than the value of"),
+        (lambda a, b: b, "one value came for 3 arrays"),
+    ],
+    ids=["a part", "other names", "one array"],
+)
+def test_tangents_that_do_not_fit_a_container(tangents: Any, message: str) -> None:
+    """Anything else is refused, and neither dropped nor taken for the tangent of another part."""
+    with pytest.raises(ValueError, match=message):
+        of_container(tangents)
+
+
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no pair": (lambda p, t: p[1], TypeError, r"returns \(out, tangent\), or"),
     "shape": (

@@ -394,3 +394,11 @@ def test_random_states_in_lanes(make):
     found, new = ps.pure(lanes(first(quiet)))(model, xs)
     np.testing.assert_array_equal(found, xs)
     assert new["rng"].value is model["rng"].value
+
+
+def test_an_empty_tangent_is_zero():
+    """`ps.jvp` takes an empty state among the tangents as zero."""
+    model = {"w": ps.ParamState(3.0), "v": ps.ParamState(1.0)}
+    f = lambda model, x: model["w"].value * x + model["v"].value
+    assert ps.jvp(f, (model, 5.0), ({"w": ps.ParamState(1.0), "v": ps.ParamState()},)) == (16, 5)
+    assert ps.jvp(f, (model, 5.0), ({"w": ps.ParamState(), "v": ps.ParamState(2.0)},)) == (16, 2)

@@ -113,3 +113,13 @@ def with_none(position: int, n_args: int) -> str:
     shown = ["0"] * max(n_args, position + 1)
     shown[position] = "None"
     return f"in_axes=({', '.join(shown)}{',' if len(shown) == 1 else ''})"
+
+
+def part_message(place: str, kind: type, reason: str) -> str:
+    """The message for a shared part of a state that is written with a value of each lane."""
+    return (
+        f"A part of {place} came in without an axis ({reason}) and was written with a value that "
+        "differs between lanes, but no axis is declared for it. Give all parts an axis on the way in, "
+        "or hold this one in a state of its own; or declare one axis for the way out: "
+        f"state_out_axes={{0: {kind_code(kind)}}}."
+    )

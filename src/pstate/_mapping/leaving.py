@@ -26,7 +26,16 @@ from .._states.state import State, is_state
 from .._trees.axis_specs import Rule
 from .._trees.slots import Slot
 from .._trees.unmatched import with_more
-from .advice import all_alike, broadcast_code, mapped_too, reducer_code, tree_of, update_code
+from .advice import (
+    all_alike,
+    broadcast_code,
+    mapped_too,
+    part_message,
+    reducer_code,
+    tree_of,
+    update_code,
+)
+from .growth import grown
 from .leaving_array import Leaving, by_out_axes, by_rule, checked
 from .mapped_function import MappedFunction
 from .plan import InPlan, Input
@@ -35,6 +44,7 @@ from .prefixes import spread_out_axes
 
 #: The reason shown for a value that a call would refuse.
 _REFUSED = "refused, see the note"
+_SAME = "the same in all lanes"
 
 
 @dataclasses.dataclass
@@ -119,11 +129,12 @@ class Outputs:
             # Nothing is known about an unknown mapping function: undeclared values are refused, and
             # declared ones are left for that function to check.
             differ = [bool(leaf.undeclared) for leaf in asked]
-        slot_of = {id(leaf): state.index for state in self.written for leaf in state.leaves}
+        state_of = {id(leaf): state for state in self.written for leaf in state.leaves}
         for leaf, differs in zip(asked, differ, strict=True):
             if differs:
-                with self._telling_the_line(slot_of.get(id(leaf))):
-                    self._differs(leaf)
+                state = state_of.get(id(leaf))
+                with self._telling_the_line(None if state is None else state.index):
+                    self._differs(leaf, [leaf] if state is None else state.leaves)
         self._warn_of_growth()
         for message in self._unmatched():
             warn(message, UnmatchedFilterWarning)
@@ -135,7 +146,8 @@ class Outputs:
         if message not in self.problems:
             self.problems.append(message)
 
-    def _differs(self, leaf: Leaving) -> None:
+    def _differs(self, leaf: Leaving, value: Sequence[Leaving]) -> None:
+        """Refuse a leaf of a value that differs between lanes, or give the whole value lanes."""
         if leaf.same_by:
             return self._refuse(
                 leaf,
@@ -146,10 +158,12 @@ class Outputs:
         assert leaf.undeclared is not None
         if self._options.policy == "raise":
             return self._refuse(leaf, leaf.undeclared())
-        leaf.axis = 0
-        leaf.reason = f"policy {self._options.policy!r}"
-        if self._options.policy == "warn":
-            warn(leaf.undeclared(), BatchAxisWarning)
+        if leaf.axis is None:  # else another leaf of the value has differed
+            for each in value:
+                if each.undeclared is not None:
+                    each.axis, each.reason = 0, f"policy {self._options.policy!r}"
+            if self._options.policy == "warn":
+                warn(leaf.undeclared(), BatchAxisWarning)
         return None
 
     # The output -----------------------------------------------------------------------------------
@@ -220,11 +234,14 @@ class Outputs:
         if empty is not None and empty.axis is not None:
             leaving = [checked(leaf, empty.axis, empty.reason, place) for leaf in leaves]
             return Written(index, treedef, leaving, empty.reason)
-        if came is not None and came.axis is not None:
-            reason = "as it came in"
-            axes = self._axes_in(slot, treedef)
+        inputs = self._inputs(slot, treedef, len(leaves))
+        if any(given.axis is not None for given in inputs):
+            reason, say = "as it came in", ft.partial(part_message, place, slot.kind)
             leaving = [
-                checked(leaf, axis, reason, place) for leaf, axis in zip(leaves, axes, strict=True)
+                checked(leaf, given.axis, reason, place)
+                if given.axis is not None
+                else Leaving(leaf, None, _SAME, undeclared=ft.partial(say, given.reason))
+                for leaf, given in zip(leaves, inputs, strict=True)
             ]
             self._check_shapes(slot, treedef, leaving, place, declared=False)
             return Written(index, treedef, leaving, reason)
@@ -236,13 +253,25 @@ class Outputs:
             leaving = [checked(leaf, 0, "SownState", place) for leaf in leaves]
             return Written(index, treedef, leaving, "SownState")
         message = ft.partial(self._undeclared_message, slot, came, leaves)
-        reason = "the same in all lanes"
-        leaving = [Leaving(leaf, None, reason, undeclared=message) for leaf in leaves]
-        return Written(index, treedef, leaving, reason)
+        leaving = [Leaving(leaf, None, _SAME, undeclared=message) for leaf in leaves]
+        return Written(index, treedef, leaving, _SAME)
 
-    def _axes_in(self, slot: Slot, treedef: Any) -> list[int | None]:
-        axes = [given.axis for given in self._plan.leaves[slot.start : slot.stop]]
-        return axes if treedef == slot.treedef else [axes[0]] * treedef.num_leaves
+    def _inputs(self, slot: Slot, treedef: Any, n: int) -> Sequence[Input]:
+        """How the leaves of a written value came in, as parts of the old value.
+
+        **Raises:** `BatchAxisError` for a value of another structure, if the old one had several axes.
+        """
+        inputs = self._plan.leaves[slot.start : slot.stop]
+        if treedef == slot.treedef or not inputs:
+            return inputs
+        if len({given.axis for given in inputs}) > 1:
+            kind = kind_code(slot.kind)
+            raise BatchAxisError(
+                f"`{self._program.place(slot.index)}` ({slot.kind.__name__}) came in with parts along "
+                f"different axes ({inputs[0].reason}) and was written with a value of another "
+                f"structure, so its axis is not known. Declare it: state_out_axes={{0: {kind}}}."
+            )
+        return [inputs[0]] * n
 
     def _match(self, path: Path, state: State) -> Rule | None:
         for rule in self._options.rules_out:
@@ -342,16 +371,15 @@ class Outputs:
             return
         for written in self.written:
             slot = self._signature.layout.slots[written.index]
-            came = self._plan.of(slot)
-            if came is None or came.axis is not None or came.split or not written.leaves:
-                continue
             if issubclass(slot.kind, SownState):
                 continue  # the next call does not start from what came in
-            leaf = written.leaves[0]
-            if leaf.axis is None or leaf.reducer is not None or leaf.undeclared:
+            stop = slot.stop if written.treedef == slot.treedef else min(slot.start + 1, slot.stop)
+            places = slice(slot.start, stop)
+            found = grown(self._plan.leaves[places], self._leaves[places], written.leaves)
+            if found is None:
                 continue
-            if not _grows(leaf.value, self._leaves[slot.start]):
-                continue  # replaced each time by a value of the same size
+            came, leaf = found
+            assert leaf.axis is not None
             warn(
                 f"`{self._program.place(written.index)}` ({slot.kind.__name__}) comes in without a "
                 f"lane axis ({came.reason}) and goes out with one ({leaf.reason}), so it grows by an "
@@ -368,8 +396,3 @@ class Outputs:
             if isinstance(item, State)
         ]
         return self._program.unmatched(self._leaves, made)
-
-
-def _grows(value: Any, old: Any) -> bool:
-    """Whether lanes of `value` have more axes than the value that came in."""
-    return len(getattr(value, "shape", ())) + 1 > len(old.shape)

@@ -205,9 +205,9 @@ class _Plan:
         statics = flat._statics if concrete and self.same_statics else None
         if type(flat) is Packed:
             return out, Packed(flat.form, leaves, statics)
-        built, *parts = self._tree(tree, flat, arrays)
+        built, outline, items, made, inside = self._tree(tree, flat, arrays)
         if concrete:
-            remember(built, flat.form, leaves, *parts, statics)
+            remember(built, flat.form, leaves, outline, items, made, inside, statics)
         return out, built
 
     def _tree(self, tree: Any, known: Known, arrays: Sequence[Any]) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ _CALLS = frozenset(
         "custom_vjp_call",
         "custom_vjp_call_jaxpr",
         "custom_vmap_call",
+        "eval_jaxpr",
         "jit",
         "pjit",
         "remat",

@@ -32,6 +32,7 @@ from .custom_rules import (
     fitting,
     is_inexact,
     materialised,
+    value_of,
     values_of_writes,
     without_numbers,
 )
@@ -122,21 +123,7 @@ class _Forward:
         """The tangents of the arrays of the output."""
         places = note.out_treedef.unflatten(range(note.out_treedef.num_leaves))
         what = f"The tangents that the jvp of {self._code} returns"
-        given: dict[int, Any] = {}
-
-        def assign(value: Any, tree: Any) -> None:
-            indices = jtu.tree_leaves(tree)
-            if value is not None and len(indices) != 1:
-                raise ValueError(f"one value came for {len(indices)} arrays")
-            given.update(dict.fromkeys(indices, value))
-
-        try:
-            jtu.tree_map(assign, tangent, places, is_leaf=lambda x: x is None)
-        except ValueError as error:
-            raise ValueError(
-                f"{what} have another structure than the output: {error}. Give a tree like the output, "
-                "with None for leaves without a tangent."
-            ) from None
+        given = _by_number(tangent, places, what, "the output")
         indices = [i for i, leaf in enumerate(note.out_leaves) if leaf is NEXT]
         both = zip(indices, arrays[: len(indices)], strict=True)
         return [_tangent(given.get(i), array, "out", what) for i, array in both]
@@ -148,7 +135,7 @@ class _Forward:
         what = f"The tangents of written states that the jvp of {self._code} returns"
         found = lineup.states_of(written[0], what) if written else {}
         result: list[Any] = []
-        for index, (_, values) in writes.items():
+        for index, (write, values) in writes.items():
             place, told = lineup.body.place(index), bool(written)
             if any(map(is_inexact, values)):
                 lineup.refuse_written_nondiff(index)
@@ -160,11 +147,33 @@ class _Forward:
                         "with None for zero:\n"
                         "    return out, tangent, written"
                     )
-            tangents = jtu.tree_leaves(found.get(index), is_leaf=lambda x: x is None)
-            if len(tangents) != len(values):
-                tangents = [None] * len(values)
-            result += [_tangent(t, x, place, what) for t, x in zip(tangents, values, strict=True)]
+            places = value_of(write, range(len(values)))
+            given = _by_number(found.get(index), places, what, f"the value of `{place}`")
+            result += [_tangent(given.get(i), x, place, what) for i, x in enumerate(values)]
         return result
+
+
+def _by_number(tangent: Any, places: Any, what: str, like: str) -> dict[int, Any]:
+    """The parts of a tangent by the numbers that stand at their places in a tree.
+
+    `what` and `like` are the names of the tangent and of that tree in messages.
+    """
+    given: dict[int, Any] = {}
+
+    def assign(value: Any, tree: Any) -> None:
+        numbers = jtu.tree_leaves(tree)
+        if value is not None and len(numbers) != 1:
+            raise ValueError(f"one value came for {len(numbers)} arrays")
+        given.update(dict.fromkeys(numbers, value))
+
+    try:
+        jtu.tree_map(assign, tangent, places, is_leaf=lambda x: x is None)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} have another structure than {like}: {error}. Give a tree like {like}, with None "
+            "for leaves without a tangent."
+        ) from None
+    return given
 
 
 def _tangent(value: Any, array: Any, place: str, what: str) -> Any:

@@ -298,8 +298,11 @@ class Jvp(Statement, Derivative):
                 "(jax.tree.map(jnp.ones_like, ps.trainable(model)),), and name further "
                 "arguments in argnums."
             ) from None
-        numbers = (bool, int, float, complex)
-        return Chosen(
-            jnp.asarray(found[i], leaf.dtype) if type(found[i]) in numbers else found[i]
-            for i, leaf in enumerate(chosen)
-        )
+        return Chosen(_tangent(found[i], leaf) for i, leaf in enumerate(chosen))
+
+
+def _tangent(value: Any, leaf: Any) -> Any:
+    """A given tangent of an array; an empty state has none, which is zero."""
+    if value is None:
+        return jnp.zeros_like(leaf)
+    return jnp.asarray(value, leaf.dtype) if type(value) in (bool, int, float, complex) else value

@@ -101,11 +101,13 @@ class Roles:
 
     def _of_its_leaves(self, slot: Slot, roles: Sequence[Any]) -> Any:
         own = roles[slot.start : slot.stop]
-        if any(role is None for role in own) and any(role is not None for role in own):
+        if any(role != own[0] for role in own):
+            parts, along = ("a part", "") if None in own else ("the parts", " along different axes")
             raise ValueError(
-                f"in_axes slices a part of `{self._body.place(slot.index)}` "
-                f"({slot.kind.__name__}), but a state is sliced as a whole or not at all. Give it one "
-                f"axis: state_in_axes={{0: {kind_code(slot.kind)}}}."
+                f"in_axes slices {parts} of `{self._body.place(slot.index)}` "
+                f"({slot.kind.__name__}){along}, but a state is sliced as a whole, along one axis, or "
+                f"not at all. Give it one axis: state_in_axes={{0: {kind_code(slot.kind)}}}; or hold "
+                "its parts in states of their own."
             )
         return own[0]
 
@@ -196,8 +198,10 @@ def sliced_first(leaf: Any, axis: int) -> Any:
     return leaf if axis == 0 else jnp.moveaxis(leaf, axis, 0)
 
 
-def stacked_at(stacked: Any, axis: int, place: str) -> Any:
+def stacked_at(stacked: Any, axis: int, place: str, kind: type | None = None) -> Any:
     """Stacked slices, with the axis of the steps moved from the front to where it is wanted.
+
+    `kind` is that of the state that they were written to, `None` for an output.
 
     **Raises:** `ValueError` if there is no such axis.
     """
@@ -206,6 +210,7 @@ def stacked_at(stacked: Any, axis: int, place: str) -> Any:
     if not -stacked.ndim <= axis < stacked.ndim:
         raise ValueError(
             f"`{place}` has shape {tuple(stacked.shape)} when it is stacked with the steps first, so "
-            f"there is no axis {axis} for the steps. Write out_axes=0."
+            f"there is no axis {axis} for the steps. Write "
+            f"{'out_axes=0' if kind is None else f'state_out_axes={{0: {kind_code(kind)}}}'}."
         )
     return jnp.moveaxis(stacked, 0, axis)

@@ -96,7 +96,8 @@ class _Running:
         }
         for (index, treedef), value in zip(found.stacked, stacked, strict=True):
             axis, place = self.roles.out_axis(index, leaves), self.body.place(index)
-            writes[index] = treedef.unflatten([stacked_at(x, axis, place) for x in value])
+            kind = self.body.signature.layout.slots[index].kind
+            writes[index] = treedef.unflatten([stacked_at(x, axis, place, kind) for x in value])
         supply = (stacked_at(x, axis, "out") for x, axis in zip(ys, found.y_axes, strict=True))
         y = found.y_treedef.unflatten([next(supply) if x is NEXT else x for x in found.y_leaves])
         out = (self._carry_tree(carry), y) if options.has_carry else y

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec as P
 
 import pstate as ps
 
@@ -148,3 +149,44 @@ def test_a_written_slice_that_lost_its_axis():
         ps.pure(run)(state, xs)
     _, after = ps.pure(ft.partial(run, state_out_axes={0: ps.State}))(state, xs)
     np.testing.assert_array_equal(after.value, xs)
+
+
+def test_the_plan_shows_each_part():
+    """`explain` has the axes of all parts if they differ."""
+    state = pair(ROWS, ONE)
+
+    def step(state, x):
+        state.value = {"a": state.value["a"] + x, "b": state.value["b"] + 1}
+
+    row, _ = ps.vmap2(step, in_axes=(by_rank, 0)).explain(state, X).rows
+    assert (row.axis_in, row.axis_out, row.mapped) == ("0 shared", "0 shared", True)
+    assert row.reason.endswith("out: as it came in, the same in all lanes")
+    row, _ = ps.vmap2(step, in_axes=(None, 0)).explain(state, X).rows
+    assert (row.axis_in, row.axis_out) == ("shared", "refused shared")
+
+
+def test_shards_of_parts():
+    """Each part by its own spec; another structure of the value needs a declared spec."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    state = pair(jnp.arange(8.0), jnp.ones(2))
+    specs = jax.tree.unflatten(jax.tree.structure(state), [P("data"), P()])
+    of = ft.partial(ps.shard_map2, mesh=mesh, in_specs=(specs,), out_specs=P())
+
+    def step(state):
+        state.value = {"a": state.value["a"] + 1, "b": state.value["b"] * 2}
+
+    _, after = ps.pure(of(step))(state)
+    np.testing.assert_array_equal(after.value["a"], np.arange(1.0, 9.0))
+    np.testing.assert_array_equal(after.value["b"], np.full(2, 2.0))
+    row = of(step).explain(state).rows[0]
+    assert (row.axis_in, row.axis_out) == ("P('data') P()", "P('data') P()")
+
+    def other(state):
+        state.value = {"mean": jax.lax.pmean(state.value["a"].mean(), "data")}
+
+    with pytest.raises(
+        ps.BatchAxisError, match=r"parts by different specs.*state_out_specs=\{P\(\): ps\.State\}"
+    ):
+        ps.pure(of(other))(state)
+    _, after = ps.pure(of(other, state_out_specs={P(): ps.State}))(state)
+    assert after.value["mean"] == 3.5

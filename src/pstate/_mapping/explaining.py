@@ -95,26 +95,26 @@ def rows_of(
             continue
         stop = i + 1 if slot is None else slot.stop
         key_path = layout.key_path_of_leaf[i] if slot is None else slot.key_path
-        came = plan.leaves[i]
+        inputs = plan.leaves[i:stop]
+        came = inputs[0]
         axis_out, reason, use = "", came.reason, ""
         if slot is not None:
             use = use_of(slot.index, came.split, run, written)
             state = written.get(slot.index)
-            axis_out = _axis(came.axis if state is None else state.axis)
+            axis_out = _axes([given.axis for given in inputs] if state is None else state.axes)
             reason += "" if state is None else f"; out: {state.why}"
         rows.append(
             Row(
                 place=signature.place(key_path, described.names),
                 kind="array" if slot is None else slot.kind.__name__,
                 shape=" ".join(
-                    _per_lane(leaf, given)
-                    for leaf, given in zip(leaves[i:stop], plan.leaves[i:stop], strict=True)
+                    _per_lane(leaf, given) for leaf, given in zip(leaves[i:stop], inputs, strict=True)
                 ),
-                axis_in="split" if came.split else _axis(came.axis),
+                axis_in="split" if came.split else _axes([given.axis for given in inputs]),
                 use=use,
                 axis_out=axis_out,
                 reason=reason,
-                mapped=came.axis is not None,
+                mapped=any(given.axis is not None for given in inputs),
                 nbytes=sum(nbytes(leaf) for leaf in leaves[i:stop]),
             )
         )
@@ -137,15 +137,22 @@ def _row_of_empty(
         shape="empty",
         axis_in="",
         use=use_of(slot.index, False, run, written),
-        axis_out=_axis(state.axis),
+        axis_out=_axes(state.axes),
         reason=f"{came.reason}; out: {state.why}",
         mapped=False,
         nbytes=0,
     )
 
 
-def _axis(axis: Any) -> str:
-    return "shared" if axis is None else str(axis)
+def _axes(axes: Sequence[Any]) -> str:
+    """The axes of the arrays of a state: one, if they are the same."""
+    texts = ["shared" if axis is None else str(axis) for axis in axes] or ["shared"]
+    return one_or_each(texts)
+
+
+def one_or_each(texts: Sequence[str]) -> str:
+    """What is said of each array of a state, in one text."""
+    return texts[0] if len(set(texts)) == 1 else " ".join(texts)
 
 
 def use_of(index: int, is_split: bool, run: Run, written: dict[int, Any]) -> str:

@@ -64,17 +64,14 @@ class Written:
 
     @property
     def why(self) -> str:
-        """The reason, in words."""
-        return self.leaves[0].reason if self.leaves else self.reason
+        """The reasons, in words."""
+        return ", ".join(dict.fromkeys(leaf.reason for leaf in self.leaves)) or self.reason
 
     @property
-    def axis(self) -> Any:
-        """The axis, as text."""
-        if not self.leaves:
-            return None
-        if self.leaves[0].reason == _REFUSED:
-            return "refused"
-        return "reduced" if self.leaves[0].reducer is not None else self.leaves[0].axis
+    def axes(self) -> list[Any]:
+        """The axis of each array, or a word."""
+        of = lambda leaf: "reduced" if leaf.reducer is not None else leaf.axis
+        return ["refused" if leaf.reason == _REFUSED else of(leaf) for leaf in self.leaves]
 
 
 class Outputs:

@@ -7,7 +7,7 @@ from .._calls.code import as_code
 from .._calls.running import Run
 from .._calls.signature import Described, Signature
 from .._ground.values import nbytes, short_dtype
-from .._mapping.explaining import Row, use_of
+from .._mapping.explaining import Row, one_or_each, use_of
 from .._trees.leaves import operand_mask
 from .leaving import block_of
 from .plan import ShardPlan
@@ -31,14 +31,16 @@ def rows_of(
             continue
         stop = i + 1 if slot is None else slot.stop
         key_path = layout.key_path_of_leaf[i] if slot is None else slot.key_path
-        came = plan.leaves[i]
+        inputs = plan.leaves[i:stop]
+        came = inputs[0]
+        specs = one_or_each([as_code(given.spec) for given in inputs])
         out, reason, use = "", came.reason, ""
         if slot is not None:
             use = use_of(slot.index, came.split, run, written)
             state = written.get(slot.index)
-            out = as_code(came.spec)
+            out = specs
             if state is not None:
-                out = state.leaves[0].axis if state.leaves else "P()"
+                out = one_or_each([leaf.axis for leaf in state.leaves] or ["P()"])
                 reason += f"; out: {state.why}"
         rows.append(
             Row(
@@ -46,13 +48,13 @@ def rows_of(
                 kind="array" if slot is None else slot.kind.__name__,
                 shape=" ".join(
                     f"{short_dtype(x.dtype)}[{','.join(map(str, block_of(x.shape, given.spec, plan)))}]"
-                    for x, given in zip(leaves[i:stop], plan.leaves[i:stop], strict=True)
+                    for x, given in zip(leaves[i:stop], inputs, strict=True)
                 ),
-                axis_in=f"split over {', '.join(came.over)}" if came.over else as_code(came.spec),
+                axis_in=f"split over {', '.join(came.over)}" if came.over else specs,
                 use=use,
                 axis_out=out,
                 reason=reason,
-                mapped=bool(came.spec),
+                mapped=any(given.spec for given in inputs),
                 nbytes=sum(nbytes(leaf) for leaf in leaves[i:stop]),
             )
         )

@@ -218,10 +218,16 @@ class ShardOutputs:
         if rule is not None:
             leaving = [self._by_rule(leaf, rule, place, slot.kind, index) for leaf in leaves]
             return Written(index, treedef, leaving, f"{rule}")
-        came = self._plan.of(slot)
         specs = [given.spec for given in self._plan.leaves[slot.start : slot.stop]]
         if treedef != slot.treedef:
-            specs = [came.spec] * len(leaves)
+            if len(set(specs)) > 1:
+                kind = kind_code(slot.kind)
+                raise BatchAxisError(
+                    f"{place()} ({slot.kind.__name__}) came in with parts by different specs and was "
+                    "written with a value of another structure, so its spec is not known. Declare it: "
+                    f"state_out_specs={{P(): {kind}}}."
+                )
+            specs = [self._plan.of(slot).spec] * len(leaves)
         reason = "as it came in"
         leaving = [
             ShardLeaving(leaf, spec, reason, place, slot.kind, index)

@@ -58,7 +58,7 @@ when_collecting(_table.clear)
 
 def _forget(known: Known) -> None:
     if _table.get(known.key) is known:
-        del _table[known.key]
+        _table.pop(known.key, None)  # a collection may have emptied the table just now
 
 
 def known(tree: Any) -> Known | None:

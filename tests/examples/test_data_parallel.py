@@ -31,6 +31,7 @@ import pstate as ps
 from processes import environment
 
 
+pytestmark = pytest.mark.once
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STEPS = 40
 PATIENCE = 240  # seconds for what takes a few on an idle machine
@@ -186,7 +187,6 @@ def test_two_processes_agree_with_one(whole, tmp_path):
     assert len(re.findall(r"0/15 \[00:00", printed(tmp_path, "err"))) == 1
 
 
-@pytest.mark.once
 def test_killed_and_resumed_elsewhere(whole, tmp_path):
     """One of two processes is killed. The other ends soon, and one process, with other devices, goes on.
 
@@ -225,7 +225,6 @@ def test_killed_and_resumed_elsewhere(whole, tmp_path):
     assert "processes: 1, devices: 4, " in printed(tmp_path, "out")
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_process_that_never_joins(process, tmp_path):
     """The one that waits for it says so in the time that it was given, and ends."""

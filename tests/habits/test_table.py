@@ -18,15 +18,14 @@ from programs.steps import nothing_left_over
 
 
 clean_thread = pytest.fixture(autouse=True)(nothing_left_over)
-#: Ways that share their code with others here, which the gate runs on the default JAX alone.
-SIBLINGS = {"value_and_grad", "jacrev", "hessian", "vjp", "jvp", "switch", "for_loop"}
-SIBLINGS |= {name for name in WAYS if "-" in name}
+#: The ways that run on every version of JAX; the others share their code with these.
+EVERYWHERE = {"pure", "jit", "vmap2", "shard_map2", "grad", "scan", "cond", "custom_vjp"}
 CELLS = [
     pytest.param(
         habit,
         WAYS[name],
         id=f"{habit.name}-{name}",
-        marks=[pytest.mark.once] * (name in SIBLINGS),
+        marks=[pytest.mark.once] * (name not in EVERYWHERE),
     )
     for habit in HABITS
     for name in habit.ways

@@ -29,6 +29,7 @@ def _content(module: Any) -> tuple[int, ...]:
     return tuple(map(id, jtu.tree_leaves(module, is_leaf=lambda x: isinstance(x, ps.State))))
 
 
+@pytest.mark.once
 @every_case
 def test_modules_without_a_written_state(case: Case):
     """L1: a module in which no state was written comes back as the same object."""

@@ -152,6 +152,7 @@ WAYS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @every_layer
 def test_as_threaded_by_hand(make, way):

@@ -24,8 +24,17 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # Pages as blocks ------------------------------------------------------------------------------------
 
 
-#: Pages of other libraries and whole programs, which take long.
-LONG = {"diffrax", "optax", "orbax", "habits_to_change", "coming_from_equinox_state"}
+#: The pages that run on every version of JAX; of the others, some take long.
+EVERYWHERE = {
+    "README",
+    "getting_started",
+    "errors",
+    "tutorial",
+    "transforms",
+    "faq",
+    "debugging",
+    "shard_map",
+}
 #: Pages that are run by `tests/recipes`, which goes on with what they define.
 RECIPES = {page for page in PAGES if page.parent.name == "recipes" and page.stem != "index"}
 
@@ -33,7 +42,7 @@ RECIPES = {page for page in PAGES if page.parent.name == "recipes" and page.stem
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=[pytest.mark.once] * (name_of(page) in LONG))
+        pytest.param(page, marks=[pytest.mark.once] * (name_of(page) not in EVERYWHERE))
         for page in PAGES
         if page not in RECIPES
     ],

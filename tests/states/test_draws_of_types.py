@@ -32,6 +32,7 @@ def draw(how: Any, dtype: Any) -> Any:
     return ps.pure(how)(ps.RandomState(7), dtype)[0]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", FLOAT)
 def test_floats(name: str) -> None:
     usual, half = draw(FLOAT[name], None), draw(FLOAT[name], jnp.float16)

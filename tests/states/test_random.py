@@ -171,6 +171,7 @@ DRAWS = {
 SLOW = {"beta", "binomial", "gamma", "poisson"}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "lead"), [(n, lead) for n in DRAWS for lead in [None, (2,)] if not (lead and n in SLOW)]
 )

@@ -70,6 +70,7 @@ MAPPINGS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=MAPPINGS)
 @pytest.mark.parametrize("f", UNDRAWN.values(), ids=UNDRAWN)
 def test_nothing_drawn_nothing_changed(f, mapping):

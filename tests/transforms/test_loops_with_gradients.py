@@ -87,6 +87,7 @@ def test_a_gradient_through_states_and_carry(options):
     assert new.weight is m.weight
 
 
+@pytest.mark.once
 @each_bound
 def test_lanes_that_end_at_different_steps(options):
     """Under `vmap2` each lane ends where it would alone, and the gradient is the sum over lanes."""
@@ -161,6 +162,7 @@ def over(model, xs, **options):
     return total + jnp.sum(ys**2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("checkpoints", [1, 3, 4, 10, 30])
 def test_checkpoints_change_no_number(checkpoints, reverse):

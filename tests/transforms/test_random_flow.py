@@ -322,6 +322,7 @@ CHAINS = [chain for chain in it.product(USES, repeat=DEPTH) if possible(chain)]
 SOME = random.Random(0).sample(CHAINS, 11)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("chain", SOME, ids=["-".join(use.name for use in chain) for chain in SOME])
 def test_chains(chain: Any):
     """Three transforms in one another give what the twin gives, leak nothing, and trace no more."""

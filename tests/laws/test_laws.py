@@ -247,10 +247,15 @@ ENGINES = {
     "chunks of 3": {"chunk_size": 3},
     "chunks of 99": {"chunk_size": 99},
 }
+#: One size of chunks is enough for each further version of JAX.
+OTHER_SIZES = {"chunks of 1", "chunks of 99"}
 
 
 @every_mapping
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(name, marks=[pytest.mark.once] * (name in OTHER_SIZES)) for name in ENGINES],
+)
 @pytest.mark.filterwarnings("ignore:The jitted function .* includes a pmap")
 @CALLED_AGAIN
 def test_engines(case: Case, engine: str):

@@ -76,3 +76,37 @@ def draws_of_types(rng: Any, xs: Any) -> Any:
         return x, drawn, jr.randint(second, (), 0, 9, jnp.int16)
 
     return jax.vmap(lane)(keys[1:], xs), ps.RandomState(keys[0])
+
+
+def parts() -> ps.State:
+    rows = jnp.arange(6.0).reshape(3, 2)
+    return ps.State({"first": rows, "second": 2 * rows.T, "shared": jnp.asarray(1.0)})
+
+
+def advance(state: Any, x: Any) -> Any:
+    tick()
+    value = state.value
+    state.value = {
+        "first": value["first"] + x,
+        "second": value["second"] * x,
+        "shared": value["shared"] + 1,
+    }
+    return x * value["shared"]
+
+
+def axes_of_parts() -> Any:
+    return jax.tree.unflatten(jax.tree.structure(parts()), [0, 1, None])
+
+
+@case(
+    make=lambda: ps.vmap2(advance, in_axes=(axes_of_parts(), 0)),
+    args=lambda: (parts(), jnp.arange(1.0, 4.0)),
+)
+def parts_of_a_state_along_several_axes(state: Any, xs: Any) -> Any:
+    def lane(first: Any, second: Any, shared: Any, x: Any) -> Any:
+        return x * shared, first + x, second * x, shared + 1
+
+    values = state.value["first"], state.value["second"], state.value["shared"]
+    mapped = jax.vmap(lane, in_axes=(0, 1, None, 0), out_axes=(0, 0, 1, None))
+    ys, first, second, shared = mapped(*values, xs)
+    return ys, ps.State({"first": first, "second": second, "shared": shared})

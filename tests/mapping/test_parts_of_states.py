@@ -132,8 +132,14 @@ def test_a_loop_slices_a_state_along_one_axis(a):
         axes = jax.tree.unflatten(jax.tree.structure(state), [a, 1])
         return ps.for_loop(step, state, xs, in_axes=(axes, 0))
 
-    with pytest.raises(ValueError, match=r"in_axes slices .* of `s(tate)?` \(State\).*as a whole"):
+    with pytest.raises(ValueError, match=r"of `s(tate)?` \(State\).*state_in_axes=\{0: ps\.State\}"):
         ps.pure(run)(pair(square, square), jnp.arange(3.0))
+
+    def advised(state, xs):
+        return ps.for_loop(step, state, xs, in_axes=0, state_in_axes={0: ps.State})
+
+    _, after = ps.pure(advised)(pair(square, square), jnp.arange(3.0))
+    np.testing.assert_array_equal(after.value["b"], square + jnp.arange(3.0)[:, None])
 
 
 def test_a_written_slice_that_lost_its_axis():
